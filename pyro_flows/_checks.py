@@ -1,0 +1,145 @@
+"""Argument checks; the only place that words an argument error.
+
+Every message has one form: *who: expected X; got Y. Do Z.*
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pyro_flows.errors import DomainError, FlowError, ShapeError
+
+_Choice = TypeVar("_Choice")
+
+
+def refusal(
+    error: type[FlowError], who: str, *, expected: str, got: str, advice: str = ""
+) -> FlowError:
+    """Word an error in the one form that all messages share."""
+    message = f"{who}: expected {expected}; got {got}."
+    return error(f"{message} {advice}" if advice else message)
+
+
+def describe(value: object) -> str:
+    """Name a value's kind and shape, for the *got* half of a message."""
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"a {dtype} tensor of shape {tuple(value.shape)}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def check_count(who: str, name: str, value: Any, *, least: int = 1) -> int:
+    """Return ``value`` as an int of at least ``least``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < least:
+        raise refusal(
+            DomainError,
+            who,
+            expected=f"{name} to be an integer >= {least}",
+            got=f"{value!r}",
+            advice=f"Pass {name}={least} or more.",
+        )
+    return int(value)
+
+
+def check_counts(who: str, name: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """Return ``values`` as a tuple of positive ints."""
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise refusal(
+            DomainError,
+            who,
+            expected=f"{name} to be a sequence of integers >= 1",
+            got=describe(values),
+            advice=f"Pass {name}=(64, 64), for example.",
+        )
+    return tuple(check_count(who, f"each of {name}", value) for value in values)
+
+
+def check_positive(who: str, name: str, value: Any, *, zero: bool = False) -> float:
+    """Return ``value`` as a finite float above zero (or at zero, where ``zero`` allows it)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+        raise refusal(
+            DomainError,
+            who,
+            expected=f"{name} to be a finite number {'>=' if zero else '>'} 0",
+            got=f"{value!r}",
+        )
+    return number
+
+
+def check_choice(who: str, name: str, value: _Choice, choices: Sequence[_Choice]) -> _Choice:
+    """Return ``value`` if it is one of ``choices``."""
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise refusal(
+            DomainError,
+            who,
+            expected=f"{name} to be one of {known}",
+            got=f"{value!r}",
+            advice=f"Pick a {name} from the list.",
+        )
+    return value
+
+
+def check_points(who: str, name: str, value: Any, input_dim: int) -> None:
+    """Refuse anything but a real floating-point tensor whose last axis has ``input_dim`` entries."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise refusal(
+            DomainError,
+            who,
+            expected=f"{name} to be a real floating-point tensor",
+            got=describe(value),
+            advice=f"Convert {name} first, with torch.as_tensor(...) or .float().",
+        )
+    if value.dim() == 0 or value.shape[-1] != input_dim:
+        raise refusal(
+            ShapeError,
+            who,
+            expected=f"{name} of shape (*, {input_dim})",
+            got=describe(value),
+            advice=f"Put the {input_dim} coordinates on the last axis.",
+        )
+
+
+def check_context(who: str, context: Tensor | None, context_dim: int) -> None:
+    """Refuse a context that is missing, not wanted, or of the wrong size."""
+    if context is None and context_dim == 0:
+        return
+    if context is None:
+        raise refusal(
+            ShapeError,
+            who,
+            expected=f"a context of shape (*, {context_dim})",
+            got="none",
+            advice="Pass context=..., or fix one with .condition(context).",
+        )
+    if context_dim == 0:
+        raise refusal(
+            ShapeError,
+            who,
+            expected="no context, since context_dim is 0",
+            got=describe(context),
+            advice="Build it with context_dim=..., or leave the context out.",
+        )
+    check_points(who, "context", context, context_dim)
+
+
+def check_broadcast(who: str, **batches: Sequence[int]) -> torch.Size:
+    """Return the common batch shape of several named batch shapes."""
+    try:
+        return torch.broadcast_shapes(*batches.values())
+    except RuntimeError:
+        named = " and ".join(f"{tuple(shape)} of {name}" for name, shape in batches.items())
+        raise refusal(
+            ShapeError,
+            who,
+            expected="batch shapes that broadcast",
+            got=named,
+            advice="Add axes of size 1, or repeat one of them.",
+        ) from None
