@@ -1,0 +1,6 @@
+"""Conditioners: the networks that turn some coordinates, and a context, into parameters."""
+
+from pyro_flows.nn.dense import DenseNet
+from pyro_flows.nn.masked import MaskedNet
+
+__all__ = ["DenseNet", "MaskedNet"]

@@ -1,0 +1,84 @@
+"""A fully connected conditioner."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_flows import _checks
+from pyro_flows.nn.activations import ACTIVATIONS, check_activation
+
+
+class DenseNet(nn.Module):
+    r"""Map some coordinates and a context to parameters, by a fully connected network.
+
+    .. math:: h_1 = a(W_x x + W_c c + b_1), \quad h_l = a(W_l h_{l-1} + b_l), \quad p = W h_L + b
+
+    The last layer starts at zero, so that a transform built on the network starts at the identity.
+    With neither coordinates nor context, the network is a free vector of parameters.
+
+    Args:
+        input_dim: Number of coordinates; zero is allowed.
+        output_dim: Number of parameters.
+        hidden_dims: Widths of the hidden layers.
+        context_dim: Number of entries of the context; zero for none.
+        activation: Name of the activation.
+
+    Raises:
+        DomainError: A size is not a positive integer, or the activation is not known.
+
+    Example:
+        >>> import torch
+        >>> net = DenseNet(2, 3, hidden_dims=(16,), context_dim=5)
+        >>> net(torch.randn(100, 4, 2), torch.randn(4, 5)).shape
+        torch.Size([100, 4, 3])
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        *,
+        hidden_dims: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__()
+        who = type(self).__name__
+        self.input_dim = _checks.check_count(who, "input_dim", input_dim, least=0)
+        self.output_dim = _checks.check_count(who, "output_dim", output_dim)
+        self.context_dim = _checks.check_count(who, "context_dim", context_dim, least=0)
+        widths = _checks.check_counts(who, "hidden_dims", hidden_dims)
+        self.activation = check_activation(who, activation)
+        if not (self.input_dim or self.context_dim):
+            widths = ()
+        sizes = (*widths, self.output_dim)
+        self.from_input = nn.Linear(input_dim, sizes[0], bias=False) if input_dim else None
+        self.from_context = nn.Linear(context_dim, sizes[0], bias=False) if context_dim else None
+        self.bias = nn.Parameter(torch.zeros(sizes[0]))
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:]))
+        self._start_at_zero()
+
+    def _start_at_zero(self) -> None:
+        last = [self.layers[-1]] if self.layers else [self.from_input, self.from_context]
+        for layer in last:
+            if layer is not None:
+                for parameter in layer.parameters():
+                    nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """Return the parameters, of shape ``(*, output_dim)``.
+
+        Args:
+            x: Coordinates, of shape ``(*, input_dim)``; ignored where ``input_dim`` is zero.
+            context: Of shape ``(*, context_dim)``; its batch axes broadcast with those of ``x``.
+        """
+        activate = ACTIVATIONS[self.activation].function
+        h = self.bias
+        if self.from_context is not None:
+            h = h + self.from_context(context)
+        if self.from_input is not None:
+            h = h + self.from_input(x)
+        for layer in self.layers:
+            h = layer(activate(h))
+        return h
