@@ -1,0 +1,111 @@
+"""Transforms made of other transforms."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from pyro_flows import _checks
+from pyro_flows.errors import DomainError, ShapeError
+from pyro_flows.transforms.base import FlowTransform
+
+
+class Compose(FlowTransform):
+    r"""Chain transforms, the first one acting first: :math:`y = (f_n \circ \dots \circ f_1)(x)`.
+
+    The context goes to every part that takes one; the parts that do agree on its size.
+
+    Args:
+        parts: Transforms of one ``input_dim``.
+
+    Raises:
+        DomainError: There are no parts, or one is not a :class:`FlowTransform`.
+        ShapeError: The parts differ in ``input_dim``, or in a ``context_dim`` above zero.
+
+    Example:
+        >>> import torch
+        >>> from pyro_flows.transforms import AffineCoupling, Compose, Permute
+        >>> both = Compose([AffineCoupling(4), Permute.reversal(4)])
+        >>> y, ladj = both.forward_and_ladj(torch.randn(10, 4))
+        >>> y.shape, ladj.shape
+        (torch.Size([10, 4]), torch.Size([10]))
+    """
+
+    def __init__(self, parts: Iterable[FlowTransform]) -> None:
+        parts = list(parts)
+        self._check_parts(parts)
+        super().__init__(parts[0].input_dim, context_dim=max(part.context_dim for part in parts))
+        self.parts = nn.ModuleList(parts)
+
+    @classmethod
+    def _check_parts(cls, parts: list[FlowTransform]) -> None:
+        who = cls.__name__
+        if not parts:
+            raise _checks.refusal(
+                DomainError, who, expected="at least one transform", got="an empty list"
+            )
+        for part in parts:
+            if not isinstance(part, FlowTransform):
+                raise _checks.refusal(
+                    DomainError,
+                    who,
+                    expected="every part to be a FlowTransform",
+                    got=_checks.describe(part),
+                    advice="Subclass FlowTransform to bring a transform of your own.",
+                )
+        for name in ("input_dim", "context_dim"):
+            sizes = {getattr(part, name) for part in parts} - {0}
+            if len(sizes) > 1:
+                raise _checks.refusal(
+                    ShapeError, who, expected=f"parts of one {name}", got=f"{sorted(sizes)}"
+                )
+
+    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(())
+        for part in self.parts:
+            x, ladj = part._forward_and_ladj(x, context if part.context_dim else None)
+            total = total + ladj
+        return x, total
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        total = y.new_zeros(())
+        for part in reversed(self.parts):
+            y, ladj = part._inverse_and_ladj(y, context if part.context_dim else None)
+            total = total + ladj
+        return y, total
+
+
+class Inverse(FlowTransform):
+    r"""Run a transform backwards: :math:`y = f^{-1}(x)`.
+
+    Args:
+        transform: The transform :math:`f`.
+
+    Raises:
+        DomainError: ``transform`` is not a :class:`FlowTransform`.
+
+    Example:
+        The masked autoregressive flow is the inverse autoregressive flow, run backwards:
+
+        >>> import torch
+        >>> from pyro_flows.transforms import AffineAutoregressive, Inverse
+        >>> maf = Inverse(AffineAutoregressive(3))
+        >>> maf.inv(torch.zeros(3))
+        tensor([0., 0., 0.], grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, transform: FlowTransform) -> None:
+        Compose._check_parts([transform])
+        super().__init__(transform.input_dim, context_dim=transform.context_dim)
+        self.transform = transform
+        self.inverse_kind = transform.inverse_kind  # type: ignore[misc]
+
+    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.transform._inverse_and_ladj(x, context)
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.transform._forward_and_ladj(y, context)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        r"""Return :math:`\log |\det \partial y / \partial x|`, taken in the transform's own direction."""
+        return -self.transform.log_abs_det_jacobian(y, x)

@@ -1,0 +1,60 @@
+"""Permutations of the coordinates."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_flows import _checks
+from pyro_flows.errors import DomainError
+from pyro_flows.transforms.base import FlowTransform
+
+
+class Permute(FlowTransform):
+    r"""Reorder the coordinates: :math:`y_i = x_{\pi(i)}`.
+
+    The permutation is a buffer: it is saved, loaded and moved with the module.
+
+    Args:
+        permutation: :math:`\pi`, each of ``0 ... D-1`` once.
+
+    Raises:
+        DomainError: ``permutation`` is not a permutation.
+
+    Example:
+        >>> import torch
+        >>> Permute([2, 0, 1])(torch.tensor([10.0, 11.0, 12.0]))
+        tensor([12., 10., 11.])
+    """
+
+    permutation: Tensor
+    inverse_permutation: Tensor
+
+    def __init__(self, permutation: Sequence[int] | Tensor) -> None:
+        order = torch.as_tensor(permutation)
+        if order.dim() != 1 or sorted(order.tolist()) != list(range(len(order))):
+            raise _checks.refusal(
+                DomainError,
+                type(self).__name__,
+                expected="each of 0 ... D-1 once",
+                got=f"{order.tolist()}",
+            )
+        super().__init__(len(order))
+        self.register_buffer("permutation", order)
+        self.register_buffer("inverse_permutation", order.argsort())
+
+    @classmethod
+    def reversal(cls, input_dim: int) -> "Permute":
+        """Return the permutation that puts the last coordinate first."""
+        return cls(torch.arange(input_dim).flip(0))
+
+    @classmethod
+    def random(cls, input_dim: int, *, seed: int) -> "Permute":
+        """Return a permutation that depends on ``input_dim`` and ``seed`` alone."""
+        return cls(torch.randperm(input_dim, generator=torch.Generator().manual_seed(seed)))
+
+    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return x.index_select(-1, self.permutation), x.new_zeros(x.shape[:-1])
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return y.index_select(-1, self.inverse_permutation), y.new_zeros(y.shape[:-1])
