@@ -1,0 +1,231 @@
+"""The flow: a base distribution, transforms, and a context, as one Pyro distribution."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions.score_parts import ScoreParts
+from torch import Tensor, nn
+
+from pyro_flows import _checks
+from pyro_flows.distributions.base import DistributionModule, StandardNormal
+from pyro_flows.errors import DomainError, ShapeError
+from pyro_flows.transforms import Compose, FlowTransform
+
+
+class Flow(DistributionModule):
+    r"""Push a base distribution through transforms.
+
+    .. math:: x = f(\epsilon, c), \quad \epsilon \sim p_0, \qquad
+        \log q(x \mid c) = \log p_0(\epsilon) - \log |\det \partial f / \partial \epsilon|
+
+    A flow is a Pyro distribution and a module at once: it stands at a sample site, as a prior or in a
+    guide, and its parameters are trained, moved and saved like any module's. A flow that takes a
+    context is used through :meth:`condition`.
+
+    Args:
+        transforms: One transform, or several of which the first acts first.
+        base: A distribution over real vectors of ``input_dim`` entries, without batch axes; the standard
+            normal if not given. To be trained or moved by ``.to()``, it must be a module.
+
+    Raises:
+        DomainError: A transform is not a :class:`~pyro_flows.transforms.FlowTransform`, or the base's
+            support is not that of real vectors.
+        ShapeError: The base has batch axes or another event shape.
+
+    Example:
+        >>> import torch
+        >>> from pyro_flows.transforms import AffineCoupling, Permute
+        >>> flow = Flow([AffineCoupling(3), Permute.reversal(3), AffineCoupling(3)])
+        >>> x, log_prob = flow.rsample_with_log_prob((100,))
+        >>> torch.allclose(flow.log_prob(x), log_prob, atol=1e-5)
+        True
+    """
+
+    def __init__(
+        self,
+        transforms: FlowTransform | Iterable[FlowTransform],
+        base: TorchDistribution | None = None,
+    ) -> None:
+        transform = transforms if isinstance(transforms, FlowTransform) else Compose(transforms)
+        super().__init__(transform.input_dim)
+        self.transform = transform
+        self.base_dist = StandardNormal(transform.input_dim) if base is None else base
+        self._check_base(self.base_dist)
+        self._context: Tensor | None = None
+        self._keeps_draw, self._path_gradient = False, False
+        self._draw: tuple[Tensor, Tensor] | None = None
+
+    def _check_base(self, base: TorchDistribution) -> None:
+        if not isinstance(base, torch.distributions.Distribution):
+            raise _checks.refusal(
+                DomainError,
+                "Flow",
+                expected="base to be a distribution",
+                got=_checks.describe(base),
+            )
+        if base.batch_shape or base.event_shape != self.event_shape:
+            raise _checks.refusal(
+                ShapeError,
+                "Flow",
+                expected=f"a base of batch shape () and event shape {tuple(self.event_shape)}",
+                got=f"batch shape {tuple(base.batch_shape)}, event shape {tuple(base.event_shape)}",
+                advice="Use .to_event(1) to turn batch axes into an event.",
+            )
+        support = base.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        if support not in (constraints.real, constraints.real_vector) or not base.has_rsample:
+            raise _checks.refusal(
+                DomainError,
+                "Flow",
+                expected="a reparameterised base over real vectors",
+                got=f"the support {base.support} and has_rsample={base.has_rsample}",
+            )
+
+    @property
+    def context_dim(self) -> int:
+        """Number of entries of the context; zero for none."""
+        return self.transform.context_dim
+
+    def condition(self, context: Tensor) -> "Flow":
+        """Return the distribution given a context; it shares the parameters of this one.
+
+        Args:
+            context: Of shape ``(*, context_dim)``; its batch axes become batch axes of the distribution.
+
+        Raises:
+            ShapeError: The context has the wrong size, or the flow takes none.
+        """
+        _checks.check_context("Flow", context, self.context_dim)
+        batch = _checks.check_broadcast("Flow", context=context.shape[:-1], flow=self.batch_shape)
+        new = self.expand(batch)
+        new._context = context
+        return new
+
+    def expand(
+        self, batch_shape: torch.Size, _instance: DistributionModule | None = None
+    ) -> "Flow":
+        """Return a flow of the given batch shape that shares the parameters of this one."""
+        new = super().expand(batch_shape)
+        new._draw = None
+        return new
+
+    def with_draw_kept(self, *, path_gradient: bool = True) -> "Flow":
+        """Return a fresh flow that scores its own last draw for free.
+
+        For a flow that lives for one evaluation, such as a guide's: the kept log-density would be stale
+        once the parameters move.
+
+        Args:
+            path_gradient: Whether an ELBO takes the path gradient of a kept draw.
+        """
+        new = self.expand(self.batch_shape)
+        new._keeps_draw, new._path_gradient = True, path_gradient
+        return new
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw a sample of shape ``sample_shape + batch_shape + (input_dim,)``."""
+        return self.rsample_with_log_prob(sample_shape)[0]
+
+    def rsample_with_log_prob(
+        self, sample_shape: torch.Size = torch.Size()
+    ) -> tuple[Tensor, Tensor]:
+        """Draw a sample together with its log-density, in one pass.
+
+        Args:
+            sample_shape: Leading axes of the sample.
+
+        Returns:
+            The sample of shape ``sample_shape + batch_shape + (input_dim,)``, and its log-density of
+            shape ``sample_shape + batch_shape``.
+
+        Raises:
+            ShapeError: The flow takes a context and none was fixed.
+        """
+        _checks.check_context("Flow", self._context, self.context_dim)
+        eps = self.base_dist.expand(self.batch_shape).rsample(torch.Size(sample_shape))
+        x, ladj = self.transform.forward_and_ladj(eps, self._context)
+        log_prob = self.base_dist.log_prob(eps) - ladj
+        if self._keeps_draw:
+            self._draw = (x, log_prob)
+        return x, log_prob
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density of ``value``.
+
+        Args:
+            value: Of shape ``(*, input_dim)``; its batch axes broadcast with the batch shape.
+
+        Raises:
+            DomainError: ``value`` is not a real floating-point tensor.
+            ShapeError: A shape is wrong, or the flow takes a context and none was fixed.
+        """
+        if self._draw is not None and value is self._draw[0]:
+            return self._draw[1]
+        _checks.check_points("Flow", "value", value, self.input_dim)
+        _checks.check_context("Flow", self._context, self.context_dim)
+        _checks.check_broadcast("Flow", value=value.shape[:-1], flow=self.batch_shape)
+        eps, ladj = self.transform.inverse_and_ladj(value, self._context)
+        log_prob = self.base_dist.log_prob(eps) + ladj
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    def path_log_prob(self, value: Tensor) -> Tensor:
+        r"""Return the log-density as a function of ``value`` alone: every parameter is held fixed.
+
+        Its gradient for a draw :math:`x = f_\theta(\epsilon)` is the path gradient
+        :math:`(\partial \log q / \partial x)\, (\partial x / \partial \theta)`, which drops the score term, whose
+        mean is zero.
+
+        Args:
+            value: Of shape ``(*, input_dim)``.
+
+        Reference:
+            Roeder, Wu & Duvenaud (2017), *Sticking the landing*, equation 8.
+        """
+        fresh = self.expand(self.batch_shape)
+        if self._context is not None:
+            fresh._context = self._context.detach()
+        with _detached_parameters(self):
+            return fresh.log_prob(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A draw belongs to the evaluation that made it, not into a copy or a file.
+        return {**self.__dict__, "_draw": None}
+
+    def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
+        """Return the parts of an ELBO's gradient; the path gradient for a kept draw.
+
+        Args:
+            x: Of shape ``(*, input_dim)``.
+            *args: As Pyro passes them on.
+            **kwargs: As Pyro passes them on.
+        """
+        log_prob = self.log_prob(x)
+        own = self._draw is not None and x is self._draw[0]
+        return ScoreParts(
+            log_prob, 0, self.path_log_prob(x) if own and self._path_gradient else log_prob
+        )
+
+
+@contextmanager
+def _detached_parameters(module: nn.Module) -> Iterator[None]:
+    """Let a module compute with detached aliases of its parameters.
+
+    ``torch.func.functional_call`` would do, but refuses to run under ``torch.jit.trace``.
+    """
+    owners = [
+        (owner, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if parameter is not None
+    ]
+    try:
+        for owner, name, parameter in owners:
+            owner._parameters[name] = parameter.detach()
+        yield
+    finally:
+        for owner, name, parameter in owners:
+            owner._parameters[name] = parameter
