@@ -1,0 +1,287 @@
+"""A guide that is a flow over all latents of a model."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_flows import _checks, flows
+from pyro_flows.distributions import Flow
+from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
+from pyro_flows.infer import store
+from pyro_flows.infer.log_density import LogDensity
+from pyro_flows.infer.model_check import ModelCheck
+from pyro_flows.infer.start import STARTS, Start, StartFn
+from pyro_flows.transforms import Compose, ElementwiseAffine, FlowTransform, LowerTriangularAffine
+
+logger = logging.getLogger("pyro_flows")
+
+_NUM_INITS = 3
+_MOST_INITS = 10
+_QUANTILE_DRAWS = 4000
+
+
+class AutoFlow(AutoContinuous):
+    r"""Approximate the posterior of a model by a flow over all its latents.
+
+    .. math:: \epsilon \sim p_0, \quad z = \mu + L\, A(f(\epsilon)), \quad \theta = T(z)
+
+    A flow :math:`f` stands inside an affine map that starts as a Gaussian fit to the posterior: a mode, found in
+    the unconstrained space, and the inverse Hessian there. The flow starts next to the identity, so
+    training begins at that Gaussian.
+
+    The guide is set up by its first call, or by :meth:`initialise`, and works with Pyro's ``SVI``, all its
+    ELBOs, ``Predictive``, ``AutoGuideList`` and ``NeuTraReparam``. Gradients of the ELBO are path
+    gradients, which vanish where the guide meets the posterior.
+
+    Args:
+        model: A Pyro model whose latents are continuous.
+        flow: Name of a recipe (:mod:`pyro_flows.flows`), or a function from the number of latents to a
+            :class:`~pyro_flows.Flow`.
+        start: ``"auto"``: the Laplace start where it improves the ELBO, else a draw of ``init_loc_fn``;
+            ``"laplace"`` or ``"prior"`` force one; a function ``(log_density, inits) -> Start`` brings
+            another.
+        init_loc_fn: Pyro's per-site initialisation, where the search for a mode begins.
+        create_plates: As for Pyro's guides, returns the plates that ``model`` subsamples.
+        gradient: ``"path"`` or ``"total"``.
+
+    Raises:
+        DomainError: An argument is not possible. On setting up: a latent is discrete or stands in a
+            subsampled plate, there is no latent, or the data hold a NaN.
+        ShapeError: On setting up: the recipe returns a flow of another size.
+
+    Reference:
+        Rezende & Mohamed (2015), *Variational inference with normalizing flows*; Roeder, Wu & Duvenaud
+        (2017), *Sticking the landing*; Agrawal, Sheldon & Domke (2020), *Advances in black-box VI*.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> guide = AutoFlow(model)
+        >>> guide.initialise(torch.full((100,), 3.0))
+        >>> round(guide.median()["mu"].item(), 2)
+        3.0
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        flow: str | flows.Recipe = "realnvp",
+        *,
+        start: str | StartFn = "auto",
+        init_loc_fn: Callable[..., Tensor] = init_to_median,
+        create_plates: Callable[..., Any] | None = None,
+        gradient: str = "path",
+    ) -> None:
+        if not callable(model):
+            raise _checks.refusal(
+                DomainError, self._who, expected="a model to call", got=_checks.describe(model)
+            )
+        super().__init__(ModelCheck(self._who)(model), init_loc_fn=init_loc_fn)
+        # In a tuple, so that it does not become a submodule; Pyro's own copy draws initial values.
+        self._bare_model = (model,)
+        self.create_plates = create_plates
+        self._recipe = flows.find(flow)
+        if not callable(start):
+            start = STARTS[_checks.check_choice("AutoFlow", "start", start, tuple(STARTS))]
+        self._start_fn = start
+        self.gradient = _checks.check_choice("AutoFlow", "gradient", gradient, ("path", "total"))
+
+    def initialise(self, *args: Any, **kwargs: Any) -> None:
+        """Set the guide up for the model's arguments, if it is not yet.
+
+        Args:
+            *args: The model's arguments.
+            **kwargs: The model's keyword arguments.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+            self._create_plates(*args, **kwargs)
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            with poutine.block():
+                super()._setup_prototype(*args, **kwargs)
+                self.flow = self._build_flow(self._find_start(args, kwargs))
+        except BaseException as error:
+            # A half-built guide must not look like a finished one to the next call.
+            self.prototype_trace = None
+            if getattr(self, "latent_dim", None) == 0 and isinstance(error, RuntimeError):
+                raise _checks.refusal(
+                    DomainError,
+                    self._who,
+                    expected="a model with at least one latent",
+                    got="none",
+                    advice="Add a pyro.sample site without obs, or use an empty guide.",
+                ) from None
+            raise
+
+    @property
+    def _who(self) -> str:
+        return type(self).__name__
+
+    def _find_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Start:
+        density = LogDensity(self._bare_model[0], self, args, kwargs)
+        start = self._start_fn(density, self._finite_inits(density, args, kwargs))
+        logger.info("%s: starts from %s", self._who, start.origin)
+        return start
+
+    def _finite_inits(
+        self, density: LogDensity, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Tensor]:
+        """Return points of ``init_loc_fn`` at which the density is finite."""
+        inits = [self._init_loc()]
+        for _ in range(_MOST_INITS - 1):
+            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+            parts = [
+                biject_to(site["fn"].support).inv(trace.nodes[name]["value"]).reshape(-1)
+                for name, site in self.prototype_trace.iter_stochastic_nodes()
+            ]
+            inits.append(torch.cat(parts).detach())
+        finite = [z for z in inits if bool(density(z).isfinite())]
+        if not finite:
+            raise _checks.refusal(
+                NonFiniteError,
+                self._who,
+                expected=f"a finite log-density at one of {len(inits)} points of init_loc_fn",
+                got=density.describe_non_finite(inits[0]),
+                advice="Check the model there, or pass an init_loc_fn inside the support.",
+            )
+        return finite[:_NUM_INITS]
+
+    def _build_flow(self, start: Start) -> Flow:
+        inner = self._recipe(self.latent_dim)
+        if not isinstance(inner, Flow) or inner.event_shape != (self.latent_dim,):
+            raise _checks.refusal(
+                ShapeError,
+                self._who,
+                expected=f"the recipe to return a Flow over {self.latent_dim} coordinates",
+                got=_checks.describe(inner),
+            )
+        if inner.context_dim:
+            raise _checks.refusal(
+                ShapeError,
+                self._who,
+                expected="a flow without a context",
+                got=f"context_dim={inner.context_dim}",
+                advice="A joint guide has no context to give.",
+            )
+        inner = inner.to(start.loc)
+        return Flow([inner.transform, self._affine(start)], base=inner.base_dist)
+
+    def _affine(self, start: Start) -> FlowTransform:
+        if start.scale.dim() == 1:
+            return ElementwiseAffine(self.latent_dim, loc=start.loc, scale=start.scale)
+        return LowerTriangularAffine(self.latent_dim, loc=start.loc, scale_tril=start.scale)
+
+    def _ready_flow(self) -> Flow:
+        flow = self._modules.get("flow")
+        if flow is None:
+            raise _checks.refusal(
+                DomainError,
+                self._who,
+                expected="the guide to be set up",
+                got="a guide that has not run yet",
+                advice="Call guide.initialise(*args) with the model's arguments.",
+            )
+        frozen = not any(parameter.requires_grad for parameter in flow.parameters())
+        if frozen or not self._pyro_context.active or not store.is_used():
+            return flow
+        store.claim(self, "flow", flow)
+        # Reading the attribute is what makes the parameters known to Pyro.
+        return self.flow
+
+    def get_base_dist(self) -> TorchDistribution:
+        """Return the flow's base distribution."""
+        return self._ready_flow().base_dist
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
+        """Return the transform from the base to the unconstrained latents.
+
+        Args:
+            *args: Not used.
+            **kwargs: Not used.
+        """
+        return self._ready_flow().transform
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> Flow:
+        """Return the distribution of the unconstrained latents, fresh for one evaluation.
+
+        Args:
+            *args: Not used.
+            **kwargs: Not used.
+        """
+        return self._ready_flow().with_draw_kept(path_gradient=self.gradient == "path")
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Return posterior quantiles of each latent, from fixed antithetic draws.
+
+        Args:
+            quantiles: Levels between 0 and 1.
+            *args: The model's arguments; needed only where the guide is not set up.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            For each site a tensor of shape ``(len(quantiles),)`` + the site's shape.
+        """
+        self.initialise(*args, **kwargs)
+        levels = torch.as_tensor(quantiles)
+        if levels.dim() != 1 or bool(((levels < 0) | (levels > 1)).any()):
+            raise _checks.refusal(
+                DomainError,
+                self._who,
+                expected="a sequence of levels between 0 and 1",
+                got=f"{quantiles!r}",
+            )
+        return {
+            name: torch.quantile(values, levels.to(values), dim=0)
+            for name, values in self._fixed_draws().items()
+        }
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Return the posterior median of each latent, from fixed antithetic draws.
+
+        Args:
+            *args: The model's arguments; needed only where the guide is not set up.
+            **kwargs: The model's keyword arguments.
+        """
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    def _fixed_draws(self) -> dict[str, Tensor]:
+        flow = self._ready_flow()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            eps = flow.base_dist.expand((_QUANTILE_DRAWS // 2,)).sample()
+        latents = flow.transform(torch.cat([eps, -eps, torch.zeros_like(eps[:1])]))
+        draws, position = {}, 0
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            shape = self._unconstrained_shapes[name]
+            chunk = latents[:, position : position + shape.numel()]
+            draws[name] = biject_to(site["fn"].support)(chunk.reshape(-1, *shape))
+            position += shape.numel()
+        return draws
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro's version empties the live guide, and its parameters carry weak references.
+        model, master = self._model, self.master
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)
+        try:
+            return {**super().__getstate__(), "_bare_model": None}
+        finally:
+            self._model, self.master = model, master

@@ -1,0 +1,154 @@
+"""A model's joint density as a function of one unconstrained vector."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.guides import AutoContinuous
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_flows.errors import FlowError
+
+
+class LogDensity:
+    r"""The log-density of a model's latents and data, over the unconstrained space of a guide.
+
+    .. math:: z \mapsto \log p(T(z), y) + \log |\det \partial T / \partial z|
+
+    Subsampled plates keep one subsample for all calls, so that the function is deterministic.
+
+    Args:
+        model: The model.
+        guide: A guide for it, whose prototype is set up.
+        args: The model's arguments.
+        kwargs: The model's keyword arguments.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AutoContinuous,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
+
+    @property
+    def input_dim(self) -> int:
+        """Number of coordinates."""
+        return self._guide.latent_dim
+
+    def __call__(self, z: Tensor, *, seed: int = 0) -> Tensor:
+        """Return the log-density at ``z``, of shape ``(input_dim,)``, as a scalar.
+
+        Args:
+            z: The unconstrained vector.
+            seed: Fixes whatever the model draws besides its latents.
+        """
+        trace, ladj = self._run(z, seed)
+        return trace.log_prob_sum() + ladj
+
+    def _run(self, z: Tensor, seed: int) -> tuple[poutine.Trace, Tensor]:
+        values, ladj = {}, z.new_zeros(())
+        for site, unconstrained in self._guide._unpack_latent(z):
+            transform = biject_to(site["fn"].support)
+            values[site["name"]] = value = transform(unconstrained)
+            ladj = ladj + transform.log_abs_det_jacobian(unconstrained, value).sum()
+        model = poutine.condition(self._model, data=values)
+        with poutine.block(), pyro.validation_enabled(False), _random_state(seed):
+            trace = poutine.trace(model).get_trace(*self._args, **self._kwargs)
+            trace.compute_log_prob()
+        return trace, ladj
+
+    def describe_non_finite(self, z: Tensor) -> str:
+        """Name the sites whose log-density is not finite at ``z``, with their values' range."""
+        with torch.no_grad():
+            trace, _ = self._run(z, seed=0)
+        return describe_non_finite(trace)
+
+    def is_random(self, z: Tensor) -> bool:
+        """Say whether the density at a point depends on more than the point."""
+        with torch.no_grad():
+            return bool(self(z, seed=0) != self(z, seed=1))
+
+    def precise_dtype(self, z: Tensor) -> torch.dtype:
+        """Return float64 where the model computes with it, else the dtype of ``z``."""
+        try:
+            with torch.no_grad():
+                value = self(z.double())
+        except FlowError:
+            raise
+        except (RuntimeError, TypeError, ValueError):
+            # Data of another dtype met in a matrix product: an error of its own is raised again below.
+            return z.dtype
+        return torch.float64 if value.dtype == torch.float64 else z.dtype
+
+    def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-density at ``z`` and its gradient, of shape ``(input_dim,)``."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            value = self(z)
+            (grad,) = torch.autograd.grad(value, z)
+        return value.detach(), grad
+
+    def hessian(self, z: Tensor) -> Tensor:
+        """Return the Hessian at ``z``, of shape ``(input_dim, input_dim)``."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(self(z), z, create_graph=True)
+            eye = torch.eye(self.input_dim).to(z)
+            try:
+                (hessian,) = torch.autograd.grad(
+                    grad, z, eye, is_grads_batched=True, retain_graph=True
+                )
+            except RuntimeError:
+                # An operator of the model has no batched derivative.
+                rows = [torch.autograd.grad(grad, z, row, retain_graph=True)[0] for row in eye]
+                hessian = torch.stack(rows)
+        return 0.5 * (hessian + hessian.T)
+
+    def hessian_diagonal(self, z: Tensor, *, num_probes: int = 64) -> Tensor:
+        """Estimate the diagonal of the Hessian at ``z`` by Rademacher probes.
+
+        Reference:
+            Bekas, Kokiopoulou & Saad (2007), *An estimator for the diagonal of a matrix*.
+        """
+        generator = torch.Generator().manual_seed(0)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(self(z), z, create_graph=True)
+            total = torch.zeros_like(z)
+            for _ in range(num_probes):
+                sign = torch.randint(0, 2, z.shape, generator=generator).to(z) * 2 - 1
+                (product,) = torch.autograd.grad(grad, z, sign, retain_graph=True)
+                total = total + sign * product
+        return total / num_probes
+
+
+@contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    """Run from a fixed random state; torch.manual_seed would walk the stack for each device kind."""
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(_state_of(seed))
+        yield
+
+
+@cache
+def _state_of(seed: int) -> Tensor:
+    return torch.Generator().manual_seed(seed).get_state()
+
+
+def describe_non_finite(trace: poutine.Trace) -> str:
+    """Name the sites of a trace whose log-density is not finite, with their values' range."""
+    words = [
+        f"log-density {float(site['log_prob_sum']):g} at the site {name!r} "
+        f"(values from {float(site['value'].min()):.4g} to {float(site['value'].max()):.4g})"
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not bool(torch.isfinite(site["log_prob_sum"]))
+    ]
+    return "; ".join(words) or "an infinite log-determinant of the constraints"

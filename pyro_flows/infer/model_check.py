@@ -1,0 +1,92 @@
+"""What a model must be for a joint flow over its latents; each refusal names the site."""
+
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_flows import _checks
+from pyro_flows.errors import DomainError, NonFiniteError
+
+Site = dict[str, Any]
+
+
+class ModelCheck(Messenger):
+    """Refuse, while a model runs, the sites that a joint flow cannot represent.
+
+    Args:
+        who: The guide's name, for the messages.
+    """
+
+    def __init__(self, who: str) -> None:
+        super().__init__()
+        self._who = who
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
+            return
+        if msg["is_observed"]:
+            self._check_data(msg)
+        elif msg["value"] is None:
+            self._check_support(msg)
+            self._check_plates(msg)
+
+    def _check_data(self, site: Site) -> None:
+        value = site["value"]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return
+        count = int(value.isnan().sum())
+        if count:
+            raise _checks.refusal(
+                NonFiniteError,
+                self._who,
+                expected=f"data without NaN at the observed site {site['name']!r}",
+                got=f"{count} NaN among {value.numel()} values",
+                advice="Drop those rows, or fill them with any valid value and mask them.",
+            )
+
+    def _check_support(self, site: Site) -> None:
+        name, support = site["name"], site["fn"].support
+        expected = f"a continuous latent that can be unconstrained at the site {name!r}"
+        if support.is_discrete:
+            raise _checks.refusal(
+                DomainError,
+                self._who,
+                expected=expected,
+                got=f"the discrete distribution {_kind(site['fn'])}",
+                advice=f"Enumerate it: hide it from the guide, AutoFlow(poutine.block(model, "
+                f"hide=[{name!r}])), and train with TraceEnum_ELBO.",
+            )
+        try:
+            biject_to(support)
+        except NotImplementedError:
+            raise _checks.refusal(
+                DomainError,
+                self._who,
+                expected=expected,
+                got=f"{_kind(site['fn'])} with the support {support}",
+                advice="Reparameterise the site, with pyro.infer.reparam.ProjectedNormalReparam for a "
+                "sphere, for example.",
+            ) from None
+
+    def _check_plates(self, site: Site) -> None:
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise _checks.refusal(
+                    DomainError,
+                    self._who,
+                    expected=f"all members of the plate {frame.name!r} of the latent {site['name']!r}",
+                    got=f"a subsample of {frame.size} of {frame.full_size}",
+                    advice="A joint flow would reuse the same latents for whatever members are drawn; "
+                    "do not subsample a plate that holds latents.",
+                )
+
+
+def _kind(fn: TorchDistributionMixin) -> str:
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    return type(fn).__name__

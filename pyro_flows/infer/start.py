@@ -1,0 +1,218 @@
+"""Start values: a Gaussian in the unconstrained space that a guide begins with."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_flows.infer.log_density import LogDensity
+
+logger = logging.getLogger("pyro_flows")
+
+# Above this many latents the Hessian is estimated by its diagonal alone.
+_FULL_RANK_LIMIT = 500
+_MAX_ITERATIONS = 50
+_MAX_HALVINGS = 12
+_LEAST_GAIN = 1e-4
+_MAX_CANDIDATES = 5
+_ELBO_DRAWS = 32
+_PRIOR_SCALE = 0.1
+
+
+class Start(NamedTuple):
+    """A Gaussian to start from.
+
+    Attributes:
+        loc: Mean, of shape ``(D,)``.
+        scale: Cholesky factor of the covariance, of shape ``(D, D)``, or standard deviations, ``(D,)``.
+        origin: Where it came from, in words.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    origin: str
+
+
+StartFn = Callable[[LogDensity, list[Tensor]], Start]
+
+
+def prior_start(density: LogDensity, inits: list[Tensor]) -> Start:
+    """Return the best of some points of ``init_loc_fn``, each with a scale of 0.1.
+
+    Args:
+        density: The model's log-density.
+        inits: Points, each of shape ``(D,)``.
+    """
+    starts = [Start(z, torch.full_like(z, _PRIOR_SCALE), "a draw of init_loc_fn") for z in inits]
+    return best_start(density, starts)[0]
+
+
+def laplace_start(density: LogDensity, inits: list[Tensor]) -> Start:
+    """Return the best Gaussian along searches for a mode that begin at ``inits``.
+
+    Each search is a trust-region Newton method (L-BFGS in high dimensions); some of its iterates, the last
+    among them, become Gaussians with the inverse Hessian for their covariance. Where the density has
+    no mode, as with centered hierarchies, an earlier iterate wins.
+
+    Args:
+        density: The model's log-density.
+        inits: Points, each of shape ``(D,)``.
+    """
+    dtype = density.precise_dtype(inits[0])
+    starts = [start for z in inits for start in _gaussians(density, _search(density, z.to(dtype)))]
+    if not starts:
+        raise ValueError("the search for a mode met no finite density")
+    best, _ = best_start(density, [_like(start, inits[0]) for start in starts])
+    return best
+
+
+def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
+    """Return the Laplace start where it improves the ELBO, else the best of ``inits``; say which.
+
+    Args:
+        density: The model's log-density.
+        inits: Points, each of shape ``(D,)``.
+    """
+    fallback = prior_start(density, inits)
+    try:
+        candidates = [laplace_start(density, inits), fallback]
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        logger.warning("start: fell back to %s, since %s", fallback.origin, error)
+        return fallback
+    best, elbos = best_start(density, candidates)
+    if best is fallback:
+        logger.warning(
+            "start: fell back to %s, whose ELBO of %.4g is above the Laplace start's %.4g",
+            fallback.origin,
+            *reversed(elbos),
+        )
+    return best
+
+
+STARTS: dict[str, StartFn] = {"auto": auto_start, "laplace": laplace_start, "prior": prior_start}
+
+
+def best_start(density: LogDensity, starts: list[Start]) -> tuple[Start, list[float]]:
+    """Return the start of the highest ELBO, and the ELBO of each."""
+    elbos = [gaussian_elbo(density, start) for start in starts]
+    return starts[int(np.argmax(elbos))], elbos
+
+
+@torch.no_grad()
+def gaussian_elbo(density: LogDensity, start: Start) -> float:
+    """Estimate the ELBO of a Gaussian, on fixed draws; minus infinity if it is not finite."""
+    loc, scale = start.loc, start.scale
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(_ELBO_DRAWS // 2, loc.shape[0], generator=generator).to(loc)
+    eps = torch.cat([half, -half])
+    full = scale.dim() == 2  # noqa: PLR2004
+    draws = loc + (eps @ scale.T if full else eps * scale)
+    log_p = torch.stack([density(z) for z in draws]).mean()
+    diagonal = scale.diagonal() if full else scale
+    elbo = float(log_p + diagonal.log().sum()) + 0.5 * loc.shape[0] * math.log(
+        2 * math.pi * math.e
+    )
+    return elbo if math.isfinite(elbo) else -math.inf
+
+
+def _search(density: LogDensity, z: Tensor) -> list[Tensor]:
+    """Return iterates of a search for the mode, from ``z`` on."""
+    if density.input_dim > _FULL_RANK_LIMIT:
+        return _lbfgs(density, z)
+    path = [z]
+    for _ in range(_MAX_ITERATIONS):
+        step, gain = _newton_step(density, path[-1])
+        arrived = _line_search(density, path[-1], step) if gain > _LEAST_GAIN else None
+        if arrived is None:
+            break
+        path.append(arrived)
+    return path
+
+
+def _newton_step(density: LogDensity, z: Tensor) -> tuple[Tensor, float]:
+    """Return a Newton step uphill, and the gain in log-density that it promises.
+
+    Where the density is not concave the Newton step is no guide; along those eigenvectors the step follows the
+    gradient, by one unit at most.
+
+    Reference:
+        Dauphin et al. (2014), *Identifying and attacking the saddle point problem*.
+    """
+    value, grad = density.value_and_grad(z)
+    hessian = density.hessian(z)
+    if not bool(value.isfinite() & grad.isfinite().all() & hessian.isfinite().all()):
+        return torch.zeros_like(z), 0.0
+    curvature, vectors = torch.linalg.eigh(-hessian)
+    slope = vectors.T @ grad
+    scale = curvature.abs().clamp(min=_flat(curvature))
+    step = torch.where(curvature > 0, slope / scale, (slope / scale).clamp(-1, 1))
+    return vectors @ step, float(slope @ step)
+
+
+def _line_search(density: LogDensity, z: Tensor, step: Tensor) -> Tensor | None:
+    """Halve a step until the log-density rises; none if it never does."""
+    with torch.no_grad():
+        before = density(z)
+        for halving in range(_MAX_HALVINGS):
+            candidate = z + step * 0.5**halving
+            if bool(density(candidate) > before):
+                return candidate
+    return None
+
+
+def _lbfgs(density: LogDensity, z: Tensor) -> list[Tensor]:
+    path, point = [z], z.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([point], line_search_fn="strong_wolfe", max_iter=10)
+
+    def closure() -> Tensor:
+        value, point.grad = density.value_and_grad(point)
+        point.grad.neg_()
+        return -value
+
+    for _ in range(_MAX_ITERATIONS // 10):
+        optimizer.step(closure)
+        if not bool(point.isfinite().all()):
+            break
+        path.append(point.detach().clone())
+    return path
+
+
+def _gaussians(density: LogDensity, path: list[Tensor]) -> Iterable[Start]:
+    steps = np.linspace(0, len(path) - 1, min(len(path), _MAX_CANDIDATES)).round().astype(int)
+    for step in steps:
+        z = path[step]
+        last = "the mode" if step == len(path) - 1 else "a step of the search for a mode"
+        if density.input_dim > _FULL_RANK_LIMIT:
+            precision = -density.hessian_diagonal(z)
+            scale = precision.abs().clamp(min=_flat(precision)).rsqrt()
+        else:
+            scale = _inverse_factor(-density.hessian(z))
+        if bool(scale.isfinite().all()):
+            yield Start(z, scale, f"a Gaussian at {last}")
+
+
+def _flat(precision: Tensor) -> float:
+    return max(1e-2 if bool((precision <= 0).any()) else 0.0, float(precision.abs().max()) * 1e-12)
+
+
+def _inverse_factor(precision: Tensor) -> Tensor:
+    """Return the Cholesky factor of the inverse of a symmetric matrix, made positive definite.
+
+    Eigenvalues are taken in absolute value; where the matrix is not positive definite, they are kept
+    above 1e-2 so that a flat direction gets a scale of ten at most.
+    """
+    if not bool(precision.isfinite().all()):
+        return torch.full_like(precision, math.nan)
+    values, vectors = torch.linalg.eigh(precision.double())
+    values = values.abs().clamp(min=_flat(values))
+    # The factor R of (V values^-1/2)^T = Q R gives the covariance R^T R without forming it.
+    _, factor = torch.linalg.qr((vectors * values.rsqrt()).T)
+    return (factor.T * factor.diagonal().sign()).to(precision)
+
+
+def _like(start: Start, z: Tensor) -> Start:
+    return Start(start.loc.to(z), start.scale.to(z), start.origin)
