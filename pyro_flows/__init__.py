@@ -1,6 +1,6 @@
 """Normalizing flows for Bayesian inference in Pyro."""
 
-from pyro_flows import distributions, errors, flows, nn, transforms
+from pyro_flows import distributions, errors, flows, infer, nn, transforms
 from pyro_flows.distributions import Flow
 from pyro_flows.errors import (
     CheckpointError,
@@ -10,10 +10,13 @@ from pyro_flows.errors import (
     NotConvergedError,
     ShapeError,
 )
+from pyro_flows.infer import AutoFlow, FitResult, fit
 
 __all__ = [
+    "AutoFlow",
     "CheckpointError",
     "DomainError",
+    "FitResult",
     "Flow",
     "FlowError",
     "NonFiniteError",
@@ -21,7 +24,9 @@ __all__ = [
     "ShapeError",
     "distributions",
     "errors",
+    "fit",
     "flows",
+    "infer",
     "nn",
     "transforms",
 ]

@@ -1,6 +1,7 @@
 """The fit loop."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from pyro_flows.infer.result import FitResult, Status
 logger = logging.getLogger("pyro_flows")
 
 _FINAL_DRAWS = 4096
+_FINAL_DRAWS_LOOPED = 1024
+_LEAST_BATCH = 64
 _MAX_SKIPS = 50
 _WARM_UP_STEPS = 50
 _REPORT_EVERY = 20
@@ -88,14 +91,14 @@ def fit(
     lr = _checks.check_positive("fit", "lr", lr)
     clip_norm = _checks.check_positive("fit", "clip_norm", clip_norm)
     began = time.perf_counter()
-    with _seeded(seed):
+    with store.unused(), _seeded(seed):
         if isinstance(guide, AutoFlow):
             guide.initialise(*args, **kwargs)
         scorer = Particles(model, guide, args, kwargs)
         loop = _Loop(scorer, _trainable(model, guide, args, kwargs), steps, lr, clip_norm)
-        with store.unused(), pyro.validation_enabled(False):
+        with pyro.validation_enabled(False):
             status, reason = loop.run(particles, progress)
-            elbo, elbo_se, k_hat = _evaluate(scorer)
+            elbo, elbo_se, k_hat = _evaluate(scorer, particles)
     return FitResult(
         losses=np.array(loop.losses),
         status=status,
@@ -165,7 +168,7 @@ class _Loop:
     def _skip(self, loss: float) -> None:
         if self.skipped == 0:
             what = (
-                f"a loss of {loss}" if not np.isfinite(loss) else "a gradient that is not finite"
+                f"a loss of {loss}" if not math.isfinite(loss) else "a gradient that is not finite"
             )
             logger.warning("fit: skipped step %d, for %s", len(self.losses) - 1, what)
         self.skipped += 1
@@ -204,7 +207,7 @@ def _step_factor(step: int, steps: int) -> float:
     warm_up = min(_WARM_UP_STEPS, steps // 4)
     if step < warm_up:
         return (step + 1) / (warm_up + 1)
-    return 0.5 * (1 + float(np.cos(np.pi * (step - warm_up) / max(steps - warm_up, 1))))
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
 
 
 def _trainable(
@@ -233,13 +236,15 @@ def _trainable(
 
 
 @torch.no_grad()
-def _evaluate(scorer: Particles) -> tuple[float, float, float]:
-    """Return the ELBO of fresh draws, its standard error, and k-hat."""
-    scores = scorer.score(_FINAL_DRAWS if scorer.vectorized else _FINAL_DRAWS // 4)
-    log_weights = (scores.log_p - scores.log_q).double()
-    finite = not bool((log_weights.isnan() | (log_weights == torch.inf)).any())
+def _evaluate(scorer: Particles, particles: int) -> tuple[float, float, float]:
+    """Return the ELBO of fresh draws, its standard error, and k-hat; in batches like the fit's."""
+    draws = _FINAL_DRAWS if scorer.vectorized else _FINAL_DRAWS_LOOPED
+    size = max(particles, _LEAST_BATCH)
+    batches = [scorer.score(size) for _ in range(math.ceil(draws / size))]
+    log_weights = torch.cat([batch.log_p - batch.log_q for batch in batches]).double()
     elbo_se = float(log_weights.std() / log_weights.numel() ** 0.5)
-    return float(log_weights.mean()), elbo_se, pareto_k(log_weights) if finite else float("nan")
+    finite = not bool((log_weights.isnan() | (log_weights == torch.inf)).any())
+    return float(log_weights.mean()), elbo_se, pareto_k(log_weights) if finite else math.nan
 
 
 @contextmanager

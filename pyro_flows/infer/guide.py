@@ -19,7 +19,7 @@ from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer import store
 from pyro_flows.infer.log_density import LogDensity
 from pyro_flows.infer.model_check import ModelCheck
-from pyro_flows.infer.start import STARTS, Start, StartFn
+from pyro_flows.infer.start import FULL_RANK_LIMIT, STARTS, Start, StartFn
 from pyro_flows.transforms import Compose, ElementwiseAffine, FlowTransform, LowerTriangularAffine
 
 logger = logging.getLogger("pyro_flows")
@@ -181,9 +181,12 @@ class AutoFlow(AutoContinuous):
         return Flow([inner.transform, self._affine(start)], base=inner.base_dist)
 
     def _affine(self, start: Start) -> FlowTransform:
-        if start.scale.dim() == 1:
-            return ElementwiseAffine(self.latent_dim, loc=start.loc, scale=start.scale)
-        return LowerTriangularAffine(self.latent_dim, loc=start.loc, scale_tril=start.scale)
+        loc, scale = start.loc, start.scale
+        if self.latent_dim > FULL_RANK_LIMIT:
+            return ElementwiseAffine(self.latent_dim, loc=loc, scale=scale)
+        # The kind of the map depends on the model alone, so that a saved guide always fits a new one.
+        scale_tril = scale.diag_embed() if scale.dim() == 1 else scale
+        return LowerTriangularAffine(self.latent_dim, loc=loc, scale_tril=scale_tril)
 
     def _ready_flow(self) -> Flow:
         flow = self._modules.get("flow")

@@ -9,6 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -71,10 +72,13 @@ class LogDensity:
             trace, _ = self._run(z, seed=0)
         return describe_non_finite(trace)
 
-    def is_random(self, z: Tensor) -> bool:
-        """Say whether the density at a point depends on more than the point."""
+    def hides_latents(self, z: Tensor) -> bool:
+        """Say whether the density depends on draws of the model besides ``z`` and subsamples."""
         with torch.no_grad():
-            return bool(self(z, seed=0) != self(z, seed=1))
+            traces = [self._run(z, seed)[0] for seed in (0, 1)]
+        subsampled = any(site_is_subsample(site) for site in traces[0].nodes.values())
+        first, second = (trace.log_prob_sum() for trace in traces)
+        return not subsampled and bool(first != second)
 
     def precise_dtype(self, z: Tensor) -> torch.dtype:
         """Return float64 where the model computes with it, else the dtype of ``z``."""

@@ -160,13 +160,13 @@ class Particles:
     def _slice(self, plated: poutine.Trace, single: poutine.Trace, index: int) -> poutine.Trace:
         """Return a copy of ``single`` that holds the values of one particle of ``plated``."""
         one = single.copy()
-        for name, site in plated.nodes.items():
-            if site["type"] != "sample" or name == PARTICLES or site_is_subsample(site):
-                continue
+        for site in _sample_sites(plated):
+            value, name = site["value"], site["name"]
+            # A value that does not depend on the particle has no axis for it.
+            if value.dim() - site["fn"].event_dim == self.nesting + 1:
+                value = value[index if value.shape[0] > 1 else 0]
             shape = single.nodes[name]["value"].shape
-            rows = site["value"].shape[0] if site["value"].dim() > self.nesting else 1
-            value = site["value"].reshape(rows, -1)[index % rows].reshape(shape)
-            one.nodes[name] = {**single.nodes[name], "value": value}
+            one.nodes[name] = {**single.nodes[name], "value": value.reshape(shape)}
         return one
 
     def _total(self, trace: poutine.Trace, key: str, num: int) -> Tensor:

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_flows import _checks
+from pyro_flows.errors import NotConvergedError
 from pyro_flows.infer.log_density import LogDensity
 
 logger = logging.getLogger("pyro_flows")
 
-# Above this many latents the Hessian is estimated by its diagonal alone.
-_FULL_RANK_LIMIT = 500
+# Above this many latents the Gaussian is diagonal.
+FULL_RANK_LIMIT = 500
 _MAX_ITERATIONS = 50
 _MAX_HALVINGS = 12
 _LEAST_GAIN = 1e-4
@@ -65,7 +67,13 @@ def laplace_start(density: LogDensity, inits: list[Tensor]) -> Start:
     dtype = density.precise_dtype(inits[0])
     starts = [start for z in inits for start in _gaussians(density, _search(density, z.to(dtype)))]
     if not starts:
-        raise ValueError("the search for a mode met no finite density")
+        raise _checks.refusal(
+            NotConvergedError,
+            "laplace_start",
+            expected="a finite Hessian somewhere on the way to a mode",
+            got=f"none from {len(inits)} points",
+            advice='Pass start="prior", or an init_loc_fn nearer to the mode.',
+        )
     best, _ = best_start(density, [_like(start, inits[0]) for start in starts])
     return best
 
@@ -78,9 +86,14 @@ def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
         inits: Points, each of shape ``(D,)``.
     """
     fallback = prior_start(density, inits)
+    if density.hides_latents(inits[0]):
+        logger.info(
+            "start: %s, since the model draws latents hidden from the guide", fallback.origin
+        )
+        return fallback
     try:
         candidates = [laplace_start(density, inits), fallback]
-    except (ValueError, torch.linalg.LinAlgError) as error:
+    except (NotConvergedError, torch.linalg.LinAlgError) as error:
         logger.warning("start: fell back to %s, since %s", fallback.origin, error)
         return fallback
     best, elbos = best_start(density, candidates)
@@ -121,7 +134,7 @@ def gaussian_elbo(density: LogDensity, start: Start) -> float:
 
 def _search(density: LogDensity, z: Tensor) -> list[Tensor]:
     """Return iterates of a search for the mode, from ``z`` on."""
-    if density.input_dim > _FULL_RANK_LIMIT:
+    if density.input_dim > FULL_RANK_LIMIT:
         return _lbfgs(density, z)
     path = [z]
     for _ in range(_MAX_ITERATIONS):
@@ -186,7 +199,7 @@ def _gaussians(density: LogDensity, path: list[Tensor]) -> Iterable[Start]:
     for step in steps:
         z = path[step]
         last = "the mode" if step == len(path) - 1 else "a step of the search for a mode"
-        if density.input_dim > _FULL_RANK_LIMIT:
+        if density.input_dim > FULL_RANK_LIMIT:
             precision = -density.hessian_diagonal(z)
             scale = precision.abs().clamp(min=_flat(precision)).rsqrt()
         else:

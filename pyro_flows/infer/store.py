@@ -69,8 +69,9 @@ def claim(guide: PyroModule, attribute: str, module: nn.Module) -> None:
     if any(name in store for name in names.values()):
         _adopt(guide, names, tensors)
     for key, tensor in tensors.items():
-        store.setdefault(names[key], tensor)
-        kept = store[names[key]].unconstrained()
+        # The store makes what it holds require a gradient; a buffer must not, so it gives an alias.
+        kept = tensor if isinstance(tensor, nn.Parameter) else tensor.detach()
+        store.setdefault(names[key], kept)
         _OURS[id(kept)] = kept
 
 
@@ -88,7 +89,7 @@ def _is_ours(name: str) -> bool:
     store = pyro.get_param_store()
     if name not in store:
         return False
-    tensor = store[name].unconstrained()
+    tensor = store[name]
     return _OURS.get(id(tensor)) is tensor
 
 
