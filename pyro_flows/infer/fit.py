@@ -3,8 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_flows import _checks
-from pyro_flows.errors import DomainError, NonFiniteError
+from pyro_flows.errors import DomainError, FlowError, NonFiniteError
 from pyro_flows.infer import store
 from pyro_flows.infer.guide import AutoFlow
 from pyro_flows.infer.importance import pareto_k
 from pyro_flows.infer.log_density import describe_non_finite
+from pyro_flows.infer.model_check import ModelCheck
 from pyro_flows.infer.particles import Particles
+from pyro_flows.infer.random import seeded
 from pyro_flows.infer.result import FitResult, Status
 
 logger = logging.getLogger("pyro_flows")
@@ -91,10 +92,10 @@ def fit(
     lr = _checks.check_positive("fit", "lr", lr)
     clip_norm = _checks.check_positive("fit", "clip_norm", clip_norm)
     began = time.perf_counter()
-    with store.unused(), _seeded(seed):
+    with store.unused(), seeded("fit", seed):
         if isinstance(guide, AutoFlow):
             guide.initialise(*args, **kwargs)
-        scorer = Particles(model, guide, args, kwargs)
+        scorer = _particles(model, guide, args, kwargs)
         loop = _Loop(scorer, _trainable(model, guide, args, kwargs), steps, lr, clip_norm)
         with pyro.validation_enabled(False):
             status, reason = loop.run(particles, progress)
@@ -111,6 +112,28 @@ def fit(
         k_hat=k_hat,
         vectorized=scorer.vectorized,
     )
+
+
+def _particles(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Particles:
+    """Run model and guide once under Pyro's validation, which the steps then do without."""
+    try:
+        with ModelCheck("fit", latents=False):
+            return Particles(model, guide, args, kwargs)
+    except FlowError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise _checks.refusal(
+            DomainError,
+            "fit",
+            expected="a model and a guide that run under Pyro's validation",
+            got=f"the error below\n{error}\n",
+            advice="Run the model by itself with pyro.poutine.trace(model).get_trace(...).",
+        ) from error
 
 
 class _Loop:
@@ -245,15 +268,3 @@ def _evaluate(scorer: Particles, particles: int) -> tuple[float, float, float]:
     elbo_se = float(log_weights.std() / log_weights.numel() ** 0.5)
     finite = not bool((log_weights.isnan() | (log_weights == torch.inf)).any())
     return float(log_weights.mean()), elbo_se, pareto_k(log_weights) if finite else math.nan
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Run under a seed and put the global random state back; without a seed, change nothing."""
-    if seed is None:
-        yield
-        return
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(_checks.check_count("fit", "seed", seed, least=0))
-        yield

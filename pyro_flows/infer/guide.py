@@ -111,7 +111,8 @@ class AutoFlow(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         try:
-            with poutine.block():
+            # Validation would word a NaN in Pyro's terms, and without the site.
+            with poutine.block(), pyro.validation_enabled(False):
                 super()._setup_prototype(*args, **kwargs)
                 self.flow = self._build_flow(self._find_start(args, kwargs))
         except BaseException as error:
@@ -180,13 +181,17 @@ class AutoFlow(AutoContinuous):
         inner = inner.to(start.loc)
         return Flow([inner.transform, self._affine(start)], base=inner.base_dist)
 
-    def _affine(self, start: Start) -> FlowTransform:
-        loc, scale = start.loc, start.scale
+    def _affine(self, start: Start) -> ElementwiseAffine | LowerTriangularAffine:
+        scale = start.scale if start.whitened else torch.ones_like(start.loc)
         if self.latent_dim > FULL_RANK_LIMIT:
-            return ElementwiseAffine(self.latent_dim, loc=loc, scale=scale)
-        # The kind of the map depends on the model alone, so that a saved guide always fits a new one.
-        scale_tril = scale.diag_embed() if scale.dim() == 1 else scale
-        return LowerTriangularAffine(self.latent_dim, loc=loc, scale_tril=scale_tril)
+            affine = ElementwiseAffine(self.latent_dim, loc=start.loc, scale=scale)
+        else:
+            # The kind of the map depends on the model alone, so that a saved guide fits a new one.
+            scale_tril = scale.diag_embed() if scale.dim() == 1 else scale
+            affine = LowerTriangularAffine(self.latent_dim, loc=start.loc, scale_tril=scale_tril)
+        if not start.whitened:
+            affine.log_scale.data.copy_(start.scale.log())
+        return affine
 
     def _ready_flow(self) -> Flow:
         flow = self._modules.get("flow")

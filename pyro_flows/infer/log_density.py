@@ -150,9 +150,14 @@ def _state_of(seed: int) -> Tensor:
 def describe_non_finite(trace: poutine.Trace) -> str:
     """Name the sites of a trace whose log-density is not finite, with their values' range."""
     words = [
-        f"log-density {float(site['log_prob_sum']):g} at the site {name!r} "
-        f"(values from {float(site['value'].min()):.4g} to {float(site['value'].max()):.4g})"
+        f"log-density {float(site['log_prob_sum']):g} at the site {name!r}{_range_of(site['value'])}"
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not bool(torch.isfinite(site["log_prob_sum"]))
     ]
     return "; ".join(words) or "an infinite log-determinant of the constraints"
+
+
+def _range_of(value: Tensor) -> str:
+    if value.numel() == 0:
+        return ""
+    return f" (values from {float(value.min()):.4g} to {float(value.max()):.4g})"

@@ -16,22 +16,23 @@ Site = dict[str, Any]
 
 
 class ModelCheck(Messenger):
-    """Refuse, while a model runs, the sites that a joint flow cannot represent.
+    """Refuse, while a model runs, data with a NaN, and latents that a joint flow cannot represent.
 
     Args:
-        who: The guide's name, for the messages.
+        who: Name of the guide or function, for the messages.
+        latents: Whether to look at the latents as well.
     """
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, who: str, *, latents: bool = True) -> None:
         super().__init__()
-        self._who = who
+        self._who, self._latents = who, latents
 
     def _pyro_sample(self, msg: Site) -> None:
         if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
             return
         if msg["is_observed"]:
             self._check_data(msg)
-        elif msg["value"] is None:
+        elif self._latents and msg["value"] is None:
             self._check_support(msg)
             self._check_plates(msg)
 

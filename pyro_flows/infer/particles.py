@@ -7,6 +7,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.util import check_model_guide_match
 from torch import Tensor
 
 from pyro_flows.errors import FlowError
@@ -51,7 +52,10 @@ class Particles:
     ) -> None:
         self.model, self.guide, self._args, self._kwargs = model, guide, args, kwargs
         with torch.no_grad():
-            self._single = self._run(guide, model)
+            self._single = guide_trace, model_trace = self._run(guide, model)
+            check_model_guide_match(model_trace, guide_trace)
+            for trace in self._single:
+                trace.compute_log_prob()
             self.nesting = _nesting(self._single)
             self.guide_broadcasts, self.model_broadcasts = self._check_broadcast()
 
@@ -71,8 +75,17 @@ class Particles:
         if not self.guide_broadcasts:
             return [self._run(self.guide, self.model) for _ in range(num)]
         guide_trace = self._trace(self._over_particles(self.guide, num))
-        slices = [self._slice(guide_trace, self._single[0], k) for k in range(num)]
+        slices = self.split(guide_trace, num)
         return [(one, self._trace(poutine.replay(self.model, trace=one))) for one in slices]
+
+    def split(self, guide_trace: poutine.Trace, num: int) -> list[poutine.Trace]:
+        """Return a trace for each of the ``num`` particles of a guide's trace, to replay models by."""
+        return [self._slice(guide_trace, self._single[0], k) for k in range(num)]
+
+    def log_density(self, trace: poutine.Trace, num: int) -> Tensor:
+        """Return the log-density of each particle of a trace of ``num``, of shape ``(num,)``."""
+        trace.compute_log_prob()
+        return self._total(trace, "log_prob", num)
 
     def score(self, num: int) -> Scores:
         """Draw ``num`` particles and score them.
@@ -121,7 +134,7 @@ class Particles:
         num = _CHECKED_PARTICLES
         try:
             guide_trace = self._trace(self._over_particles(self.guide, num))
-            ones = [self._slice(guide_trace, self._single[0], k) for k in range(num)]
+            ones = self.split(guide_trace, num)
             looped = [self._trace(poutine.replay(self.guide, trace=one)) for one in ones]
             guide_fits = self._agree(guide_trace, looped, num)
         except FlowError:
@@ -149,8 +162,7 @@ class Particles:
             return False
 
     def _agree(self, plated: poutine.Trace, looped: list[poutine.Trace], num: int) -> bool:
-        plated.compute_log_prob()
-        ours = self._total(plated, "log_prob", num)
+        ours = self.log_density(plated, num)
         theirs = torch.stack([torch.as_tensor(trace.log_prob_sum()) for trace in looped])
         tolerance = 1e3 * torch.finfo(ours.dtype).eps
         return torch.allclose(

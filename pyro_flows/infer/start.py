@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_flows import _checks
 from pyro_flows.errors import NotConvergedError
 from pyro_flows.infer.log_density import LogDensity
+from pyro_flows.numerics import LOG_SQRT_TAU
 
 logger = logging.getLogger("pyro_flows")
 
@@ -32,11 +33,14 @@ class Start(NamedTuple):
         loc: Mean, of shape ``(D,)``.
         scale: Cholesky factor of the covariance, of shape ``(D, D)``, or standard deviations, ``(D,)``.
         origin: Where it came from, in words.
+        whitened: Whether training moves relative to ``scale``, which then has to be of the posterior's
+            size; else it moves in absolute units.
     """
 
     loc: Tensor
     scale: Tensor
     origin: str
+    whitened: bool = True
 
 
 StartFn = Callable[[LogDensity, list[Tensor]], Start]
@@ -49,7 +53,8 @@ def prior_start(density: LogDensity, inits: list[Tensor]) -> Start:
         density: The model's log-density.
         inits: Points, each of shape ``(D,)``.
     """
-    starts = [Start(z, torch.full_like(z, _PRIOR_SCALE), "a draw of init_loc_fn") for z in inits]
+    scale = torch.full_like(inits[0], _PRIOR_SCALE)
+    starts = [Start(z, scale, "a draw of init_loc_fn", whitened=False) for z in inits]
     return best_start(density, starts)[0]
 
 
@@ -122,13 +127,13 @@ def gaussian_elbo(density: LogDensity, start: Start) -> float:
     generator = torch.Generator().manual_seed(0)
     half = torch.randn(_ELBO_DRAWS // 2, loc.shape[0], generator=generator).to(loc)
     eps = torch.cat([half, -half])
-    full = scale.dim() == 2  # noqa: PLR2004
+    full = scale.dim() == 2
     draws = loc + (eps @ scale.T if full else eps * scale)
-    log_p = torch.stack([density(z) for z in draws]).mean()
-    diagonal = scale.diagonal() if full else scale
-    elbo = float(log_p + diagonal.log().sum()) + 0.5 * loc.shape[0] * math.log(
-        2 * math.pi * math.e
-    )
+    log_p = torch.stack([density(z) for z in draws])
+    # With log q at the draws, and not its mean, the estimate has no variance where q is exact.
+    log_scale = (scale.diagonal() if full else scale).log().sum()
+    log_q = -0.5 * eps.square().sum(-1) - log_scale - loc.shape[0] * LOG_SQRT_TAU
+    elbo = float((log_p - log_q).mean())
     return elbo if math.isfinite(elbo) else -math.inf
 
 
@@ -228,4 +233,4 @@ def _inverse_factor(precision: Tensor) -> Tensor:
 
 
 def _like(start: Start, z: Tensor) -> Start:
-    return Start(start.loc.to(z), start.scale.to(z), start.origin)
+    return start._replace(loc=start.loc.to(z), scale=start.scale.to(z))

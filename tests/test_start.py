@@ -1,0 +1,175 @@
+"""Start values: near the posterior where there is a mode, and no worse than before where not."""
+
+import logging
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from models import normal_data, normal_model, regression_data, regression_model
+from models import regression_posterior
+from pyro import poutine
+from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
+
+import pyro_flows as pf
+from pyro_flows.infer import LogDensity, Start
+from pyro_flows.infer.start import FULL_RANK_LIMIT, gaussian_elbo, laplace_start
+
+
+def density_of(model, *args):
+    guide = pf.AutoFlow(model, start="prior")
+    guide.initialise(*args)
+    return LogDensity(model, guide, args, {})
+
+
+def test_log_density_is_that_of_the_unconstrained_latents():
+    def model():
+        scale = pyro.sample("scale", dist.LogNormal(0.5, 2.0))
+        pyro.sample("y", dist.Normal(0.0, scale), obs=torch.tensor(1.5))
+
+    density, z = density_of(model), torch.tensor([0.3])
+    expected = dist.Normal(0.5, 2.0).log_prob(z) + dist.Normal(0.0, z.exp()).log_prob(
+        torch.tensor(1.5)
+    )
+    assert density(z) == pytest.approx(expected.item(), abs=1e-6)
+    _, grad = density.value_and_grad(z.double())
+    numeric = (density(z.double() + 1e-5) - density(z.double() - 1e-5)) / 2e-5
+    assert grad.item() == pytest.approx(numeric.item(), abs=1e-6)
+    hessian = density.hessian(z.double())
+    plus, minus = (density.value_and_grad(z.double() + h)[1] for h in (1e-5, -1e-5))
+    assert hessian.item() == pytest.approx(((plus - minus) / 2e-5).item(), abs=1e-6)
+
+
+def test_hessian_diagonal_estimate_meets_the_diagonal():
+    x, y = regression_data(dtype=torch.float64)
+    density, z = density_of(regression_model, x, y), torch.zeros(4).double()
+    exact = density.hessian(z)
+    estimate = density.hessian_diagonal(z, num_probes=2000)
+    # Each probe's error is the sum of the off-diagonal entries of the row, with random signs.
+    error_sd = (exact.square().sum(-1) - exact.diagonal().square()).sqrt() / 2000**0.5
+    assert ((estimate - exact.diagonal()) / error_sd).abs().max() < 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_laplace_start_is_exact_for_a_collinear_regression_far_from_the_origin(dtype):
+    x, y = regression_data(dtype=dtype)
+    y = y + 500 * x[:, 0]
+    mean, covariance, evidence = regression_posterior(x, y)
+    density = density_of(regression_model, x, y)
+    start = laplace_start(density, [torch.zeros(4, dtype=dtype)])
+    sd = covariance.diagonal().sqrt()
+    loose = dtype == torch.float32
+    assert ((start.loc.double() - mean) / sd).abs().max() < (0.2 if loose else 1e-6)
+    ours = start.scale.double() @ start.scale.double().T
+    assert ((ours - covariance) / sd / sd[:, None]).abs().max() < (1e-2 if loose else 1e-6)
+    if not loose:
+        assert gaussian_elbo(density, start) == pytest.approx(evidence, rel=1e-6)
+
+
+def test_gaussian_elbo_against_its_closed_form():
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(3).double(), 1.0).to_event(1))
+
+    loc, scale = torch.tensor([0.5, 0.0, -1.0]).double(), torch.tensor([1.0, 0.5, 2.0]).double()
+    kl = 0.5 * float((scale**2 + loc**2 - 1 - 2 * scale.log()).sum())
+    errors = [
+        gaussian_elbo(density_of(model), start) + kl
+        for start in (Start(loc, scale, ""), Start(loc, scale.diag(), ""))
+    ]
+    assert errors[0] == pytest.approx(errors[1], abs=1e-9)
+    # 32 antithetic draws, each with the error sum (scale^2 - 1) (eps^2 - 1) / 2.
+    assert abs(errors[0]) < 4 * math.sqrt(float(((scale**2 - 1) ** 2).sum()) / 32)
+
+
+def centered(num=8):
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("school", num):
+        theta = pyro.sample("theta", dist.Normal(0.0, tau))
+        pyro.sample("y", dist.Normal(theta, 10.0), obs=torch.linspace(-10, 20, num))
+
+
+def test_a_density_without_a_mode_still_gets_a_start():
+    """The joint density of a centered hierarchy grows without bound as tau falls to zero."""
+    elbos = {}
+    for start in ("auto", "prior"):
+        torch.manual_seed(0)
+        guide = pf.AutoFlow(centered, start=start)
+        guide.initialise()
+        density = LogDensity(centered, guide, (), {})
+        affine = guide.get_transform().parts[-1]
+        scale = affine.fixed_scale * affine.log_scale.detach().exp()
+        elbos[start] = gaussian_elbo(density, Start(affine.fixed_loc, scale, start))
+    assert elbos["auto"] > elbos["prior"] + 1
+
+
+def test_auto_start_falls_back_and_says_why(caplog):
+    def hostile():
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        # The gradient is NaN everywhere, so that no search for a mode can begin.
+        pyro.factor("f", torch.sqrt(z.square().sum(-1) * 0.0))
+
+    with caplog.at_level(logging.WARNING, logger="pyro_flows"):
+        pf.AutoFlow(hostile).initialise()
+    assert "fell back to a draw of init_loc_fn" in caplog.text
+    with pytest.raises(pf.NotConvergedError, match='start="prior"'):
+        pf.AutoFlow(hostile, start="laplace").initialise()
+
+
+def test_latents_hidden_from_the_guide_do_not_mislead_the_search():
+    def model():
+        which = pyro.sample("which", dist.Bernoulli(0.5))
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(a + 100 * which, 1.0), obs=torch.tensor(0.0))
+
+    guide = pf.AutoFlow(poutine.block(model, hide=["which"]))
+    guide.initialise()
+    assert guide.median()["a"].abs() < 2
+
+
+def test_forced_starts():
+    y = normal_data()
+    prior = pf.AutoFlow(
+        normal_model, start="prior", init_loc_fn=init_to_value(values={"mu": torch.tensor(7.0)})
+    )
+    prior.initialise(y)
+    assert prior.median()["mu"] == pytest.approx(7.0, abs=0.02)
+    assert prior.quantiles([0.8413])["mu"] == pytest.approx(7.1, abs=0.02)
+
+    def own(density, inits):
+        assert density.input_dim == 1
+        return Start(torch.tensor([3.0]), torch.tensor([0.5]), "the test")
+
+    guide = pf.AutoFlow(normal_model, start=own)
+    guide.initialise(y)
+    assert guide.median()["mu"] == pytest.approx(3.0, abs=0.05)
+
+
+def test_infeasible_initial_points_are_drawn_again():
+    """FAULTS 50."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", torch.where(z > 0.3, 0.0, -torch.inf))
+
+    torch.manual_seed(0)
+    guide = pf.AutoFlow(model, start="prior", init_loc_fn=init_to_sample)
+    guide.initialise()
+    assert guide.median()["z"] > 0.3
+
+
+def test_many_latents_get_a_diagonal_start():
+    dim = FULL_RANK_LIMIT + 20
+
+    def model():
+        pyro.sample(
+            "z", dist.Normal(5.0 * torch.ones(dim), torch.linspace(0.1, 3, dim)).to_event(1)
+        )
+
+    guide = pf.AutoFlow(model, lambda d: pf.flows.realnvp(d, num_transforms=2, hidden_dims=(8,)))
+    guide.initialise()
+    with torch.no_grad(), pyro.plate("draws", 2000, dim=-1):
+        draws = guide()["z"]
+    sd = torch.linspace(0.1, 3, dim)
+    assert ((draws.mean(0) - 5) / sd).abs().max() < 0.15
+    assert (draws.std(0) / sd).log().abs().max() < 0.1
