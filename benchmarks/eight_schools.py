@@ -2,8 +2,8 @@
 
     python benchmarks/eight_schools.py [--posteriordb FOLDER] [--flow NAME] [--seeds 0 1 2]
 
-Prints a Markdown table; the exit status is 1 where a row misses its target: a largest mean error of 0.1
-reference sd, a largest |log sd ratio| of 0.15, 60 s.
+Prints a Markdown table; the exit status is 1 where a row misses its target: a largest mean error
+of 0.1 reference sd, a largest |log sd ratio| of 0.15, 60 s.
 """
 
 import sys
@@ -18,7 +18,9 @@ TARGETS = {"mean error": 0.1, "log sd ratio": 0.15, "seconds": 60.0}
 
 def main():
     arguments = parser(__doc__)
-    arguments.add_argument("--flow", default=None, help="a recipe's name; the default guide if left out")
+    arguments.add_argument(
+        "--flow", default=None, help="a recipe's name; the default guide if left out"
+    )
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = arguments.parse_args()
     reference = reference_draws(options.posteriordb, REFERENCE)
@@ -33,7 +35,9 @@ def main():
             mean, ratio = discrepancies(posterior_draws(model, guide, 20_000), reference)
             missed |= any(
                 value > limit
-                for value, limit in zip((mean, ratio, result.seconds), TARGETS.values(), strict=True)
+                for value, limit in zip(
+                    (mean, ratio, result.seconds), TARGETS.values(), strict=True
+                )
             )
             print(
                 f"| {model.__name__} | {seed} | {mean:.3f} | {ratio:.3f} | {result.k_hat:.2f} "

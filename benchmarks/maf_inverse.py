@@ -2,10 +2,10 @@
 
     python benchmarks/maf_inverse.py [--dim 64] [--points 10000] [--repeats 15]
 
-Times the density direction (one network pass a layer) and the sampling direction (the block-wise inverse)
-of a three-layer flow, eager, without gradients, in turn, in float32; prints the medians' ratio and the
-largest difference after a round trip. The exit status is 1 where the ratio is above 3 or the difference
-above 1e-4.
+Times the density direction (one network pass a layer) and the sampling direction (the block-wise
+inverse) of a three-layer flow, eager, without gradients, in turn, in float32; prints the medians'
+ratio and the largest difference after a round trip. The exit status is 1 where the ratio is above
+3 or the difference above 1e-4.
 """
 
 import argparse
@@ -44,7 +44,9 @@ def main():
         sampling.append(seconds)
     medians = [statistics.median(seconds[2:]) for seconds in (scoring, sampling)]
     ratio, difference = medians[1] / medians[0], float((back - x).abs().max())
-    print(f"maf({options.dim}), 3 layers, {options.points} points, {torch.get_num_threads()} threads")
+    print(
+        f"maf({options.dim}), 3 layers, {options.points} points, {torch.get_num_threads()} threads"
+    )
     print(f"scoring {medians[0] * 1e3:.1f} ms, sampling {medians[1] * 1e3:.1f} ms")
     print(f"sampling / scoring: {ratio:.2f}; largest round-trip difference: {difference:.1e}")
     return int(ratio > 3 or difference > 1e-4)

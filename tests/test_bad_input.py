@@ -96,7 +96,7 @@ def test_something_that_is_no_model_is_refused():
 
 RECIPES = [
     (lambda d: pf.flows.realnvp(d + 1), pf.ShapeError, "Flow over 1 coordinates"),
-    (lambda d: pf.transforms.Planar(d), pf.ShapeError, "Flow over 1 coordinates"),
+    (pf.transforms.Planar, pf.ShapeError, "Flow over 1 coordinates"),
     (lambda d: pf.flows.maf(d, context_dim=2), pf.ShapeError, "context_dim=2"),
     (lambda d: pf.flows.iaf(d, num_transforms=0), pf.DomainError, "num_transforms"),
 ]

@@ -6,11 +6,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from models import normal_data, normal_model, normal_posterior, regression_data, regression_model
-from models import regression_posterior
+from models import (
+    normal_data,
+    normal_model,
+    normal_posterior,
+    regression_data,
+    regression_model,
+    regression_posterior,
+)
 
 import pyro_flows as pf
-
 
 LOOP = pf.fit.__globals__["_Loop"]
 

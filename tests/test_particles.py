@@ -1,4 +1,4 @@
-"""Particles: all at once only where that is right, in a loop where not, and never silently wrong."""
+"""Particles: all at once only where that is right, else in a loop; never silently wrong."""
 
 import pyro
 import pyro.distributions as dist

@@ -7,8 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from models import normal_data, normal_model, regression_data, regression_model
-from models import regression_posterior
+from models import (
+    normal_data,
+    normal_model,
+    regression_data,
+    regression_model,
+    regression_posterior,
+)
 from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 

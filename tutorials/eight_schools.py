@@ -2,8 +2,8 @@
 
     python tutorials/eight_schools.py --out out
 
-Fits the model, prints the posterior beside reference values, and writes the posterior (NetCDF) and three
-pictures. The exit status is 1 where the posterior is off by more than it should be.
+Fits the model, prints the posterior beside reference values, and writes the posterior (NetCDF) and
+three pictures. The exit status is 1 where the posterior is off by more than it should be.
 """
 
 import argparse
@@ -69,7 +69,9 @@ def main():
     print(table.to_string())
     idata.to_netcdf(str(options.out / "eight_schools.nc"))
     draw_pictures(result, idata, options.out)
-    print(f"Wrote {', '.join(sorted(path.name for path in options.out.iterdir()))} to {options.out}/")
+    print(
+        f"Wrote {', '.join(sorted(path.name for path in options.out.iterdir()))} to {options.out}/"
+    )
     return verdict(table, result.k_hat)
 
 
@@ -88,9 +90,9 @@ def verdict(table, k_hat):
     mean, ratio = table["mean error / sd"].abs().max(), table["log sd ratio"].abs().max()
     good = mean <= LARGEST_MEAN_ERROR and ratio <= LARGEST_LOG_SD_RATIO and k_hat <= LARGEST_K_HAT
     print(
-        f"Largest mean error {mean:.3f} sd (at most {LARGEST_MEAN_ERROR}), largest |log sd ratio| "
-        f"{ratio:.3f} (at most {LARGEST_LOG_SD_RATIO}), k-hat {k_hat:.2f} (at most {LARGEST_K_HAT}): "
-        f"{'the posterior is right' if good else 'THE POSTERIOR IS OFF'}."
+        f"Largest mean error {mean:.3f} sd (at most {LARGEST_MEAN_ERROR}), |log sd ratio| "
+        f"{ratio:.3f} (at most {LARGEST_LOG_SD_RATIO}), "
+        f"k-hat {k_hat:.2f} (at most {LARGEST_K_HAT}): {'the posterior is right' if good else 'THE POSTERIOR IS OFF'}."
     )
     return 0 if good else 1
 

@@ -51,9 +51,9 @@ def fit(
     .. math:: \mathrm{ELBO} = \mathbb{E}_{q(\theta)} [\log p(\theta, y) - \log q(\theta)]
 
     Adam, with a warm-up of 50 steps, a cosine decay of the step size to zero, and clipping of the
-    gradient's norm. All particles of a step run at once where the model broadcasts over them, which is
-    checked, and one by one where it does not. A step whose loss or gradient is not finite is skipped; its
-    parameters and moments stay as they were.
+    gradient's norm. All particles of a step run at once where the model broadcasts over them,
+    which is checked, and one by one where it does not. A step whose loss or gradient is not finite
+    is skipped; its parameters and moments stay as they were.
 
     Args:
         model: The model.
@@ -63,13 +63,14 @@ def fit(
         particles: Number of Monte-Carlo draws a step.
         lr: Largest step size.
         clip_norm: Largest norm of the gradient over all parameters.
-        seed: Seeds the run, which then leaves the global random state alone; none draws from that state.
+        seed: Seeds the run, which then leaves the global random state alone; none draws from that
+            state.
         progress: Whether to show a progress bar.
         **kwargs: Keyword arguments of the model.
 
     Returns:
-        The losses, the ELBO with its standard error, k-hat, and how the fit ended. Ctrl-C ends it early
-        with what was reached.
+        The losses, the ELBO with its standard error, k-hat, and how the fit ended. Ctrl-C ends it
+        early with what was reached.
 
     Raises:
         DomainError: An argument is not possible, or there is nothing to train.
@@ -198,12 +199,12 @@ class _Loop:
 
     @torch.no_grad()
     def _keep(self) -> None:
-        for kept, parameter in zip(self._good, self._parameters):
+        for kept, parameter in zip(self._good, self._parameters, strict=True):
             kept.copy_(parameter)
 
     @torch.no_grad()
     def _restore(self) -> None:
-        for kept, parameter in zip(self._good, self._parameters):
+        for kept, parameter in zip(self._good, self._parameters, strict=True):
             parameter.copy_(kept)
 
     def _give_up(self, first: int, count: int) -> None:
@@ -243,7 +244,8 @@ def _trainable(
     with torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as capture:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         poutine.replay(model, trace=guide_trace)(*args, **kwargs)
-    found = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
+    sites: list[Any] = list(capture.trace.nodes.values())
+    found = [site["value"].unconstrained() for site in sites]
     for part in (guide, model):
         found += list(part.parameters()) if isinstance(part, nn.Module) else []
     unique = {id(parameter): parameter for parameter in found if parameter.requires_grad}

@@ -1,7 +1,7 @@
 """A guide that is a flow over all latents of a model."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
@@ -20,7 +20,7 @@ from pyro_flows.infer import store
 from pyro_flows.infer.log_density import LogDensity
 from pyro_flows.infer.model_check import ModelCheck
 from pyro_flows.infer.start import FULL_RANK_LIMIT, STARTS, Start, StartFn
-from pyro_flows.transforms import Compose, ElementwiseAffine, FlowTransform, LowerTriangularAffine
+from pyro_flows.transforms import ElementwiseAffine, FlowTransform, LowerTriangularAffine
 
 logger = logging.getLogger("pyro_flows")
 
@@ -34,33 +34,34 @@ class AutoFlow(AutoContinuous):
 
     .. math:: \epsilon \sim p_0, \quad z = \mu + L\, A(f(\epsilon)), \quad \theta = T(z)
 
-    A flow :math:`f` stands inside an affine map that starts as a Gaussian fit to the posterior: a mode, found in
-    the unconstrained space, and the inverse Hessian there. The flow starts next to the identity, so
-    training begins at that Gaussian.
+    A flow :math:`f` stands inside an affine map that starts as a Gaussian fit to the posterior: a
+    mode, found in the unconstrained space, and the inverse Hessian there. The flow starts next to
+    the identity, so training begins at that Gaussian.
 
-    The guide is set up by its first call, or by :meth:`initialise`, and works with Pyro's ``SVI``, all its
-    ELBOs, ``Predictive``, ``AutoGuideList`` and ``NeuTraReparam``. Gradients of the ELBO are path
-    gradients, which vanish where the guide meets the posterior.
+    The guide is set up by its first call, or by :meth:`initialise`, and works with Pyro's ``SVI``,
+    all its ELBOs, ``Predictive``, ``AutoGuideList`` and ``NeuTraReparam``. Gradients of the ELBO
+    are path gradients, which vanish where the guide meets the posterior.
 
     Args:
         model: A Pyro model whose latents are continuous.
-        flow: Name of a recipe (:mod:`pyro_flows.flows`), or a function from the number of latents to a
-            :class:`~pyro_flows.Flow`.
-        start: ``"auto"``: the Laplace start where it improves the ELBO, else a draw of ``init_loc_fn``;
-            ``"laplace"`` or ``"prior"`` force one; a function ``(log_density, inits) -> Start`` brings
-            another.
+        flow: Name of a recipe (:mod:`pyro_flows.flows`), or a function from the number of latents
+            to a :class:`~pyro_flows.Flow`.
+        start: ``"auto"``: the Laplace start where it improves the ELBO, else a draw of
+            ``init_loc_fn``; ``"laplace"`` or ``"prior"`` force one; a function ``(log_density,
+            inits) -> Start`` brings another.
         init_loc_fn: Pyro's per-site initialisation, where the search for a mode begins.
         create_plates: As for Pyro's guides, returns the plates that ``model`` subsamples.
         gradient: ``"path"`` or ``"total"``.
 
     Raises:
-        DomainError: An argument is not possible. On setting up: a latent is discrete or stands in a
-            subsampled plate, there is no latent, or the data hold a NaN.
+        DomainError: An argument is not possible. On setting up: a latent is discrete or stands in
+            a subsampled plate, there is no latent, or the data hold a NaN.
         ShapeError: On setting up: the recipe returns a flow of another size.
 
     Reference:
-        Rezende & Mohamed (2015), *Variational inference with normalizing flows*; Roeder, Wu & Duvenaud
-        (2017), *Sticking the landing*; Agrawal, Sheldon & Domke (2020), *Advances in black-box VI*.
+        Rezende & Mohamed (2015), *Variational inference with normalizing flows*; Roeder, Wu &
+        Duvenaud (2017), *Sticking the landing*; Agrawal, Sheldon & Domke (2020), *Advances in
+        black-box VI*.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -147,7 +148,7 @@ class AutoFlow(AutoContinuous):
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
             parts = [
                 biject_to(site["fn"].support).inv(trace.nodes[name]["value"]).reshape(-1)
-                for name, site in self.prototype_trace.iter_stochastic_nodes()
+                for name, site in self._latent_sites()
             ]
             inits.append(torch.cat(parts).detach())
         finite = [z for z in inits if bool(density(z).isfinite())]
@@ -161,8 +162,12 @@ class AutoFlow(AutoContinuous):
             )
         return finite[:_NUM_INITS]
 
+    def _latent_sites(self) -> Iterator[tuple[str, Any]]:
+        prototype: Any = self.prototype_trace
+        yield from prototype.iter_stochastic_nodes()
+
     def _build_flow(self, start: Start) -> Flow:
-        inner = self._recipe(self.latent_dim)
+        inner: Any = self._recipe(self.latent_dim)
         if not isinstance(inner, Flow) or inner.event_shape != (self.latent_dim,):
             raise _checks.refusal(
                 ShapeError,
@@ -183,6 +188,7 @@ class AutoFlow(AutoContinuous):
 
     def _affine(self, start: Start) -> ElementwiseAffine | LowerTriangularAffine:
         scale = start.scale if start.whitened else torch.ones_like(start.loc)
+        affine: ElementwiseAffine | LowerTriangularAffine
         if self.latent_dim > FULL_RANK_LIMIT:
             affine = ElementwiseAffine(self.latent_dim, loc=start.loc, scale=scale)
         else:
@@ -194,7 +200,7 @@ class AutoFlow(AutoContinuous):
         return affine
 
     def _ready_flow(self) -> Flow:
-        flow = self._modules.get("flow")
+        flow: Any = self._modules.get("flow")
         if flow is None:
             raise _checks.refusal(
                 DomainError,
@@ -277,7 +283,7 @@ class AutoFlow(AutoContinuous):
             eps = flow.base_dist.expand((_QUANTILE_DRAWS // 2,)).sample()
         latents = flow.transform(torch.cat([eps, -eps, torch.zeros_like(eps[:1])]))
         draws, position = {}, 0
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
+        for name, site in self._latent_sites():
             shape = self._unconstrained_shapes[name]
             chunk = latents[:, position : position + shape.numel()]
             draws[name] = biject_to(site["fn"].support)(chunk.reshape(-1, *shape))

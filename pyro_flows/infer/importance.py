@@ -16,8 +16,8 @@ def pareto_k(log_weights: np.ndarray | torch.Tensor) -> float:
     """Return the shape of the generalised Pareto distribution fitted to the largest weights.
 
     Args:
-        log_weights: Log importance weights, ``log p - log q`` of draws from ``q``, of shape ``(S,)``;
-            minus infinity is a weight of zero.
+        log_weights: Log importance weights, ``log p - log q`` of draws from ``q``, of shape
+            ``(S,)``; minus infinity is a weight of zero.
 
     Returns:
         The shape, called k-hat; NaN where there are too few draws or too many ties to tell.

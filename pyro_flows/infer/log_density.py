@@ -88,7 +88,7 @@ class LogDensity:
         except FlowError:
             raise
         except (RuntimeError, TypeError, ValueError):
-            # Data of another dtype met in a matrix product: an error of its own is raised again below.
+            # Data of another dtype met in a matrix product; any other error will be met again.
             return z.dtype
         return torch.float64 if value.dtype == torch.float64 else z.dtype
 
@@ -136,7 +136,7 @@ class LogDensity:
 
 @contextmanager
 def _random_state(seed: int) -> Iterator[None]:
-    """Run from a fixed random state; torch.manual_seed would walk the stack for each device kind."""
+    """Run from a fixed random state, without ``torch.manual_seed``, which is slow."""
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(_state_of(seed))
         yield
@@ -150,14 +150,15 @@ def _state_of(seed: int) -> Tensor:
 def describe_non_finite(trace: poutine.Trace) -> str:
     """Name the sites of a trace whose log-density is not finite, with their values' range."""
     words = [
-        f"log-density {float(site['log_prob_sum']):g} at the site {name!r}{_range_of(site['value'])}"
+        f"log-density {float(site['log_prob_sum']):g} at the site {name!r}"
+        + _range_of(site["value"])
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not bool(torch.isfinite(site["log_prob_sum"]))
     ]
     return "; ".join(words) or "an infinite log-determinant of the constraints"
 
 
-def _range_of(value: Tensor) -> str:
-    if value.numel() == 0:
+def _range_of(value: Any) -> str:
+    if not isinstance(value, Tensor) or value.numel() == 0:
         return ""
     return f" (values from {float(value.min()):.4g} to {float(value.max()):.4g})"

@@ -12,7 +12,7 @@ from torch.distributions import biject_to
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, NonFiniteError
 
-Site = dict[str, Any]
+Site = Any
 
 
 class ModelCheck(Messenger):
@@ -70,8 +70,8 @@ class ModelCheck(Messenger):
                 self._who,
                 expected=expected,
                 got=f"{_kind(site['fn'])} with the support {support}",
-                advice="Reparameterise the site, with pyro.infer.reparam.ProjectedNormalReparam for a "
-                "sphere, for example.",
+                advice="Reparameterise the site, for example with "
+                "pyro.infer.reparam.ProjectedNormalReparam for a sphere.",
             ) from None
 
     def _check_plates(self, site: Site) -> None:
@@ -80,10 +80,11 @@ class ModelCheck(Messenger):
                 raise _checks.refusal(
                     DomainError,
                     self._who,
-                    expected=f"all members of the plate {frame.name!r} of the latent {site['name']!r}",
+                    expected=f"all members of the plate {frame.name!r} at the latent "
+                    f"{site['name']!r}",
                     got=f"a subsample of {frame.size} of {frame.full_size}",
-                    advice="A joint flow would reuse the same latents for whatever members are drawn; "
-                    "do not subsample a plate that holds latents.",
+                    advice="A joint flow would reuse the same latents for whatever members are "
+                    "drawn; do not subsample a plate that holds latents.",
                 )
 
 

@@ -1,4 +1,4 @@
-"""Draws of a guide, scored under guide and model: the one estimator that fitting and reporting share."""
+"""Draws of a guide, scored under guide and model: what fitting and reporting share."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,11 +34,11 @@ class Scores(NamedTuple):
 
 
 class Particles:
-    """Run a guide and a model for many particles at once where they broadcast, in a loop where not.
+    """Run a guide and a model for many particles: at once where they broadcast, else in a loop.
 
-    Pyro lays particles along a plate to the left of all others. A model that was written for one draw
-    may fail there, or broadcast wrongly without a word; so the log-densities of a few particles are
-    compared once with those of a loop.
+    Pyro lays particles along a plate to the left of all others. A model that was written for one
+    draw may fail there, or broadcast wrongly without a word; so the log-densities of a few
+    particles are compared once with those of a loop.
 
     Args:
         model: The model.
@@ -71,7 +71,7 @@ class Particles:
         )
 
     def single_traces(self, num: int) -> list[Traces]:
-        """Return ``num`` pairs of traces of one particle each; the guide runs once if it broadcasts."""
+        """Return ``num`` pairs of traces of one particle each."""
         if not self.guide_broadcasts:
             return [self._run(self.guide, self.model) for _ in range(num)]
         guide_trace = self._trace(self._over_particles(self.guide, num))
@@ -79,7 +79,7 @@ class Particles:
         return [(one, self._trace(poutine.replay(self.model, trace=one))) for one in slices]
 
     def split(self, guide_trace: poutine.Trace, num: int) -> list[poutine.Trace]:
-        """Return a trace for each of the ``num`` particles of a guide's trace, to replay models by."""
+        """Split a guide's trace of ``num`` particles into one trace for each."""
         return [self._slice(guide_trace, self._single[0], k) for k in range(num)]
 
     def log_density(self, trace: poutine.Trace, num: int) -> Tensor:
@@ -94,31 +94,25 @@ class Particles:
             num: Number of particles.
         """
         if self.vectorized:
-            return self._score_plate(*self.traces(num), num)
-        if not self.guide_broadcasts:
-            pairs = [self._run(self.guide, self.model) for _ in range(num)]
-            rows = [_score_one(*pair) for pair in pairs]
-            return Scores(*(torch.stack(column) for column in zip(*rows)))
-        return self._score_model_loop(num)
+            guide_trace, model_trace = self.traces(num)
+            return self._scores(guide_trace, self.log_density(model_trace, num), num)
+        if self.guide_broadcasts:
+            guide_trace = self._trace(self._over_particles(self.guide, num))
+            ones = self.split(guide_trace, num)
+            models = [self._trace(poutine.replay(self.model, trace=one)) for one in ones]
+            log_p = torch.cat([self.log_density(model, 1) for model in models])
+            return self._scores(guide_trace, log_p, num)
+        pairs = [self._run(self.guide, self.model) for _ in range(num)]
+        rows = [self._scores(guide, self.log_density(model, 1), 1) for guide, model in pairs]
+        return Scores(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
-    def _score_plate(
-        self, guide_trace: poutine.Trace, model_trace: poutine.Trace, num: int
-    ) -> Scores:
-        model_trace.compute_log_prob()
-        guide_trace.compute_score_parts()
-        log_p = self._total(model_trace, "log_prob", num)
-        log_q = self._total(guide_trace, "log_prob", num)
-        return Scores(log_p, log_q, _surrogate(log_p, log_q, self._parts(guide_trace, num)))
-
-    def _score_model_loop(self, num: int) -> Scores:
-        guide_trace = self._trace(self._over_particles(self.guide, num))
+    def _scores(self, guide_trace: poutine.Trace, log_p: Tensor, num: int) -> Scores:
         guide_trace.compute_score_parts()
         log_q = self._total(guide_trace, "log_prob", num)
-        slices = (self._slice(guide_trace, self._single[0], k) for k in range(num))
-        log_p = torch.stack(
-            [self._trace(poutine.replay(self.model, trace=one)).log_prob_sum() for one in slices]
-        )
-        return Scores(log_p, log_q, _surrogate(log_p, log_q, self._parts(guide_trace, num)))
+        parts = [site["score_parts"] for site in _sample_sites(guide_trace)]
+        score = _sum_sites((part.score_function for part in parts), self.nesting, num)
+        entropy = _sum_sites((part.entropy_term for part in parts), self.nesting, num)
+        return Scores(log_p, log_q, log_p - entropy + (log_p - log_q).detach() * score)
 
     def _run(self, guide: Fn, model: Fn) -> Traces:
         guide_trace = self._trace(guide)
@@ -177,21 +171,16 @@ class Particles:
             # A value that does not depend on the particle has no axis for it.
             if value.dim() - site["fn"].event_dim == self.nesting + 1:
                 value = value[index if value.shape[0] > 1 else 0]
-            shape = single.nodes[name]["value"].shape
-            one.nodes[name] = {**single.nodes[name], "value": value.reshape(shape)}
+            target: Any = one.nodes[name].copy()
+            target["value"] = value.reshape(target["value"].shape)
+            one.nodes[name] = target
         return one
 
     def _total(self, trace: poutine.Trace, key: str, num: int) -> Tensor:
         return _sum_sites((site[key] for site in _sample_sites(trace)), self.nesting, num)
 
-    def _parts(self, guide_trace: poutine.Trace, num: int) -> tuple[Tensor, Tensor]:
-        parts = [site["score_parts"] for site in _sample_sites(guide_trace)]
-        score = _sum_sites((part.score_function for part in parts), self.nesting, num)
-        entropy = _sum_sites((part.entropy_term for part in parts), self.nesting, num)
-        return score, entropy
 
-
-def _sample_sites(trace: poutine.Trace) -> list[dict[str, Any]]:
+def _sample_sites(trace: poutine.Trace) -> list[Any]:
     pruned = prune_subsample_sites(trace).nodes.values()
     return [site for site in pruned if site["type"] == "sample"]
 
@@ -214,20 +203,3 @@ def _sum_sites(terms: Any, nesting: int, num: int) -> Tensor:
         else:
             total = total + term.sum()
     return torch.as_tensor(total).expand(num)
-
-
-def _surrogate(log_p: Tensor, log_q: Tensor, parts: tuple[Tensor, Tensor]) -> Tensor:
-    score, entropy = parts
-    return log_p - entropy + (log_p - log_q).detach() * score
-
-
-def _score_one(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> tuple[Tensor, ...]:
-    log_p = torch.as_tensor(model_trace.log_prob_sum())
-    guide_trace.compute_score_parts()
-    parts = [site["score_parts"] for site in _sample_sites(guide_trace)]
-    log_q = torch.as_tensor(guide_trace.log_prob_sum())
-    score, entropy = (
-        torch.as_tensor(sum(torch.as_tensor(getattr(part, key)).sum() for part in parts))
-        for key in ("score_function", "entropy_term")
-    )
-    return log_p, log_q, _surrogate(log_p, log_q, (score, entropy))

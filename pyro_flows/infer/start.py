@@ -31,10 +31,11 @@ class Start(NamedTuple):
 
     Attributes:
         loc: Mean, of shape ``(D,)``.
-        scale: Cholesky factor of the covariance, of shape ``(D, D)``, or standard deviations, ``(D,)``.
+        scale: Cholesky factor of the covariance, of shape ``(D, D)``, or standard deviations,
+            ``(D,)``.
         origin: Where it came from, in words.
-        whitened: Whether training moves relative to ``scale``, which then has to be of the posterior's
-            size; else it moves in absolute units.
+        whitened: Whether training moves relative to ``scale``, which then has to be of the
+            posterior's size; else it moves in absolute units.
     """
 
     loc: Tensor
@@ -61,9 +62,9 @@ def prior_start(density: LogDensity, inits: list[Tensor]) -> Start:
 def laplace_start(density: LogDensity, inits: list[Tensor]) -> Start:
     """Return the best Gaussian along searches for a mode that begin at ``inits``.
 
-    Each search is a trust-region Newton method (L-BFGS in high dimensions); some of its iterates, the last
-    among them, become Gaussians with the inverse Hessian for their covariance. Where the density has
-    no mode, as with centered hierarchies, an earlier iterate wins.
+    Each search is a trust-region Newton method (L-BFGS in high dimensions); some of its iterates,
+    the last among them, become Gaussians with the inverse Hessian for their covariance. Where the
+    density has no mode, as with centered hierarchies, an earlier iterate wins.
 
     Args:
         density: The model's log-density.
@@ -98,7 +99,7 @@ def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
         return fallback
     try:
         candidates = [laplace_start(density, inits), fallback]
-    except (NotConvergedError, torch.linalg.LinAlgError) as error:
+    except (NotConvergedError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         logger.warning("start: fell back to %s, since %s", fallback.origin, error)
         return fallback
     best, elbos = best_start(density, candidates)
@@ -154,8 +155,8 @@ def _search(density: LogDensity, z: Tensor) -> list[Tensor]:
 def _newton_step(density: LogDensity, z: Tensor) -> tuple[Tensor, float]:
     """Return a Newton step uphill, and the gain in log-density that it promises.
 
-    Where the density is not concave the Newton step is no guide; along those eigenvectors the step follows the
-    gradient, by one unit at most.
+    Where the density is not concave the Newton step is no guide; along those eigenvectors the step
+    follows the gradient, by one unit at most.
 
     Reference:
         Dauphin et al. (2014), *Identifying and attacking the saddle point problem*.
@@ -220,8 +221,8 @@ def _flat(precision: Tensor) -> float:
 def _inverse_factor(precision: Tensor) -> Tensor:
     """Return the Cholesky factor of the inverse of a symmetric matrix, made positive definite.
 
-    Eigenvalues are taken in absolute value; where the matrix is not positive definite, they are kept
-    above 1e-2 so that a flat direction gets a scale of ten at most.
+    Eigenvalues are taken in absolute value; where the matrix is not positive definite, they are
+    kept above 1e-2 so that a flat direction gets a scale of ten at most.
     """
     if not bool(precision.isfinite().all()):
         return torch.full_like(precision, math.nan)

@@ -1,8 +1,9 @@
 """Names in Pyro's parameter store.
 
-Pyro identifies a parameter by its name alone. A second guide of the same class would find the tensors of
-the first under its own names, compute with its own and have the optimiser step the others. Here each
-guide takes a name of its own, and a store that was loaded from a file is adopted.
+Pyro identifies a parameter by its name alone. A second guide of the same class would find the
+tensors of the first under its own names, compute with its own and have the optimiser step the
+others. Here each guide takes a name of its own, and a store that was loaded from a file is
+adopted.
 """
 
 import weakref
@@ -43,8 +44,8 @@ def is_used() -> bool:
 def claim(guide: PyroModule, attribute: str, module: nn.Module) -> None:
     """Register a guide's module with the store, renaming the guide where its name is taken.
 
-    Values under the guide's name that no guide of this process put there came from a file; they are
-    copied into the module.
+    Values under the guide's name that no guide of this process put there came from a file; they
+    are copied into the module.
 
     Args:
         guide: The guide; its name may get a number appended.
@@ -69,7 +70,8 @@ def claim(guide: PyroModule, attribute: str, module: nn.Module) -> None:
     if any(name in store for name in names.values()):
         _adopt(guide, names, tensors)
     for key, tensor in tensors.items():
-        # The store makes what it holds require a gradient; a buffer must not, so it gives an alias.
+        # The store makes what it holds require a gradient; a buffer must not, so it gives an
+        # alias.
         kept = tensor if isinstance(tensor, nn.Parameter) else tensor.detach()
         store.setdefault(names[key], kept)
         _OURS[id(kept)] = kept
