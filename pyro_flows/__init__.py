@@ -1,6 +1,7 @@
 """Normalizing flows for Bayesian inference in Pyro."""
 
-from pyro_flows import distributions, errors, flows, infer, nn, transforms
+from pyro_flows import diagnostics, distributions, errors, flows, infer, nn, transforms
+from pyro_flows.diagnostics import to_arviz
 from pyro_flows.distributions import Flow
 from pyro_flows.errors import (
     CheckpointError,
@@ -22,11 +23,13 @@ __all__ = [
     "NonFiniteError",
     "NotConvergedError",
     "ShapeError",
+    "diagnostics",
     "distributions",
     "errors",
     "fit",
     "flows",
     "infer",
     "nn",
+    "to_arviz",
     "transforms",
 ]

@@ -218,3 +218,19 @@ def state_of(loop):
 
 def same(before, after):
     return len(before) == len(after) and all(map(torch.equal, before, after))
+
+
+def test_small_steps_run_on_one_thread_and_the_number_is_put_back():
+    def watched(y):
+        threads.append(torch.get_num_threads())
+        normal_model(y)
+
+    before, threads = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        y = normal_data()
+        pf.fit(watched, pf.AutoFlow(normal_model), y, steps=3, particles=4, progress=False)
+        assert threads[-1] == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -90,9 +90,10 @@ def verdict(table, k_hat):
     mean, ratio = table["mean error / sd"].abs().max(), table["log sd ratio"].abs().max()
     good = mean <= LARGEST_MEAN_ERROR and ratio <= LARGEST_LOG_SD_RATIO and k_hat <= LARGEST_K_HAT
     print(
-        f"Largest mean error {mean:.3f} sd (at most {LARGEST_MEAN_ERROR}), |log sd ratio| "
-        f"{ratio:.3f} (at most {LARGEST_LOG_SD_RATIO}), "
-        f"k-hat {k_hat:.2f} (at most {LARGEST_K_HAT}): {'the posterior is right' if good else 'THE POSTERIOR IS OFF'}."
+        f"Largest mean error {mean:.3f} sd (at most {LARGEST_MEAN_ERROR}), "
+        f"|log sd ratio| {ratio:.3f} (at most {LARGEST_LOG_SD_RATIO}), "
+        f"k-hat {k_hat:.2f} (at most {LARGEST_K_HAT}): "
+        f"the posterior is {'right' if good else 'OFF'}."
     )
     return 0 if good else 1
 
@@ -111,9 +112,9 @@ def draw_pictures(result, idata, out):
     posterior = idata["posterior"]
     posterior["log_tau"] = np.log(posterior["tau"])
     az.plot_pair(posterior, var_names=["mu", "log_tau"], kind="scatter", marginals=True)
-    plt.savefig(out / "pair.png", dpi=150)
+    plt.savefig(out / "pair.png", dpi=150, bbox_inches="tight")
     az.plot_forest(posterior, var_names=["theta"], combined=True)
-    plt.savefig(out / "forest.png", dpi=150)
+    plt.savefig(out / "forest.png", dpi=150, bbox_inches="tight")
     plt.close("all")
 
 

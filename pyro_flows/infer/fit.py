@@ -23,6 +23,7 @@ from pyro_flows.infer.model_check import ModelCheck
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.result import FitResult, Status
+from pyro_flows.infer.threads import threads_for
 
 logger = logging.getLogger("pyro_flows")
 
@@ -97,8 +98,14 @@ def fit(
         if isinstance(guide, AutoFlow):
             guide.initialise(*args, **kwargs)
         scorer = _particles(model, guide, args, kwargs)
-        loop = _Loop(scorer, _trainable(model, guide, args, kwargs), steps, lr, clip_norm)
-        with pyro.validation_enabled(False):
+        parameters = _trainable(model, guide, args, kwargs)
+        loop = _Loop(scorer, parameters, steps, lr, clip_norm)
+        elements = particles * scorer.elements
+        products = particles * sum(parameter.numel() for parameter in parameters)
+        with (
+            pyro.validation_enabled(False),
+            threads_for(elements=elements, products=products),
+        ):
             status, reason = loop.run(particles, progress)
             elbo, elbo_se, k_hat = _evaluate(scorer, particles)
     return FitResult(

@@ -51,7 +51,11 @@ def pareto_k(log_weights: np.ndarray | torch.Tensor) -> float:
     tail = min(weights.size // 5, math.ceil(3 * math.sqrt(weights.size)))
     if tail < _LEAST_TAIL or np.unique(weights).size <= tail:
         return math.nan
-    k_hat = _psis_shape(weights - weights.max())
+    if np.unique(np.partition(weights, -tail)[-tail:]).size == 1:
+        return math.nan
+    # The profile of a very heavy tail runs over, to weights of zero, as it should.
+    with np.errstate(over="ignore"):
+        k_hat = _psis_shape(weights - weights.max())
     return k_hat if math.isfinite(k_hat) else math.nan
 
 

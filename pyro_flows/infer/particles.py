@@ -60,6 +60,12 @@ class Particles:
             self.guide_broadcasts, self.model_broadcasts = self._check_broadcast()
 
     @property
+    def elements(self) -> int:
+        """Number of entries of the largest log-density of one particle."""
+        sites = [site for trace in self._single for site in _sample_sites(trace)]
+        return max((site["log_prob"].numel() for site in sites), default=1)
+
+    @property
     def vectorized(self) -> bool:
         """Whether all particles run at once."""
         return self.guide_broadcasts and self.model_broadcasts
