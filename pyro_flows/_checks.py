@@ -57,6 +57,42 @@ def check_counts(who: str, name: str, values: Iterable[Any]) -> tuple[int, ...]:
     return tuple(check_count(who, f"each of {name}", value) for value in values)
 
 
+def entries(values: Any) -> list[Any]:
+    """Return the plain entries of a sequence, an array or a tensor; none, if it is neither."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return list(values) if isinstance(values, Iterable) else []
+
+
+def check_permutation(who: str, values: Any) -> list[int]:
+    """Return ``values`` as a list that holds each of ``0 ... D-1`` once."""
+    listed = entries(values)
+    integers = [v for v in listed if hasattr(v, "__index__") and not isinstance(v, bool)]
+    if not listed or sorted(integers) != list(range(len(listed))):
+        raise refusal(
+            DomainError,
+            who,
+            expected="a permutation: each of 0 ... D-1 once",
+            got=f"{listed or values!r}",
+            advice="Pass torch.randperm(D), for example.",
+        )
+    return [int(value) for value in integers]
+
+
+def check_mask(who: str, values: Any, input_dim: int) -> list[bool]:
+    """Return ``values`` as a list of ``input_dim`` booleans, of which at least one is false."""
+    listed = entries(values)
+    flags = [value for value in listed if isinstance(value, bool)]
+    if len(flags) != len(listed) or len(listed) != input_dim or all(flags):
+        raise refusal(
+            DomainError,
+            who,
+            expected=f"a boolean mask of {input_dim} entries, not all of them true",
+            got=f"{listed or values!r}",
+            advice="Mark with True the coordinates to keep; the others are moved.",
+        )
+    return flags
+
+
 def check_positive(who: str, name: str, value: Any, *, zero: bool = False) -> float:
     """Return ``value`` as a finite float above zero (or at zero, where ``zero`` allows it)."""
     try:
@@ -82,13 +118,13 @@ def check_choice(who: str, name: str, value: _Choice, choices: Sequence[_Choice]
             who,
             expected=f"{name} to be one of {known}",
             got=f"{value!r}",
-            advice=f"Pick a {name} from the list.",
+            advice="Pick one of them.",
         )
     return value
 
 
-def check_points(who: str, name: str, value: Any, input_dim: int) -> None:
-    """Refuse anything but a real floating-point tensor whose last axis has ``input_dim`` entries."""
+def check_real(who: str, name: str, value: Any) -> None:
+    """Refuse anything but a real floating-point tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise refusal(
             DomainError,
@@ -97,6 +133,11 @@ def check_points(who: str, name: str, value: Any, input_dim: int) -> None:
             got=describe(value),
             advice=f"Convert {name} first, with torch.as_tensor(...) or .float().",
         )
+
+
+def check_points(who: str, name: str, value: Any, input_dim: int) -> None:
+    """Refuse anything but a real floating-point tensor of shape ``(*, input_dim)``."""
+    check_real(who, name, value)
     if value.dim() == 0 or value.shape[-1] != input_dim:
         raise refusal(
             ShapeError,
@@ -128,6 +169,47 @@ def check_context(who: str, context: Tensor | None, context_dim: int) -> None:
             advice="Build it with context_dim=..., or leave the context out.",
         )
     check_points(who, "context", context, context_dim)
+
+
+def check_dtypes(who: str, **tensors: Tensor | None) -> None:
+    """Refuse tensors of more than one dtype; none at all is no dtype."""
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
+    if len(set(dtypes.values())) > 1:
+        named = " and ".join(
+            f"{str(dtype).removeprefix('torch.')} {name}" for name, dtype in dtypes.items()
+        )
+        raise refusal(
+            DomainError,
+            who,
+            expected=f"{' and '.join(dtypes)} of one dtype",
+            got=named,
+            advice="Convert one of them with .to(dtype).",
+        )
+
+
+def check_buffer(who: str, name: str, value: Any, shape: Sequence[int]) -> Tensor:
+    """Return ``value`` as a finite floating-point tensor of that shape, detached and copied."""
+    check_real(who, name, value)
+    if tuple(value.shape) != tuple(shape):
+        raise refusal(
+            ShapeError, who, expected=f"{name} of shape {tuple(shape)}", got=describe(value)
+        )
+    if not bool(value.isfinite().all()):
+        raise refusal(DomainError, who, expected=f"{name} to be finite", got=f"{value.tolist()}")
+    return value.detach().clone()
+
+
+def check_expansion(who: str, old: Sequence[int], new: Sequence[int]) -> torch.Size:
+    """Return ``new`` as a size, if a tensor of the shape ``old`` expands to it."""
+    new = torch.Size(new)
+    if check_broadcast(who, expansion=new, distribution=old) != new:
+        raise refusal(
+            ShapeError,
+            who,
+            expected=f"a batch shape that {tuple(old)} expands to",
+            got=f"{tuple(new)}",
+        )
+    return new
 
 
 def check_broadcast(who: str, **batches: Sequence[int]) -> torch.Size:

@@ -1,4 +1,4 @@
-"""The errors that pyro_flows raises: every one says who expected what, what came, and what to do."""
+"""The errors of pyro_flows: each says who expected what, what came, and what to do."""
 
 
 class FlowError(Exception):

@@ -1,8 +1,8 @@
 """Recipes: functions that build a flow from its number of coordinates.
 
-Every recipe starts at (or next to) the identity, takes a context by ``context_dim``, and works in one
-dimension, where couplings and autoregressive transforms have nothing to condition on: it then stacks
-planar transforms, which bend a single coordinate.
+Every recipe starts at (or next to) the identity, takes a context by ``context_dim``, and works in
+one dimension, where couplings and autoregressive transforms have nothing to condition on: it then
+stacks planar transforms, which bend a single coordinate.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +13,12 @@ import torch
 from pyro_flows import _checks
 from pyro_flows.distributions import Flow
 from pyro_flows.errors import DomainError
+from pyro_flows.nn.activations import check_activation
 from pyro_flows.transforms import (
     AdditiveCoupling,
     AffineAutoregressive,
     AffineCoupling,
+    Compose,
     ElementwiseAffine,
     FlowTransform,
     Inverse,
@@ -37,12 +39,14 @@ def realnvp(
 ) -> Flow:
     """Build a flow of affine couplings (RealNVP); both directions cost the same.
 
-    Each pair of couplings splits the coordinates into other random halves and moves one after the other.
+    Each pair of couplings splits the coordinates into other random halves and moves one after the
+    other.
 
     Args:
         input_dim: Number of coordinates.
         num_transforms: Number of couplings.
-        hidden_dims: Widths of the conditioners' hidden layers; chosen from ``input_dim`` if not given.
+        hidden_dims: Widths of the conditioners' hidden layers; chosen from ``input_dim`` if not
+            given.
         context_dim: Number of entries of the context; zero for none.
         activation: Name of the conditioners' activation.
 
@@ -56,19 +60,17 @@ def realnvp(
         >>> realnvp(4, num_transforms=6).sample((10,)).shape
         torch.Size([10, 4])
     """
-    num_transforms = _checks.check_count("realnvp", "num_transforms", num_transforms)
+    _check_options("realnvp", input_dim, num_transforms, context_dim, activation)
     if input_dim == 1:
-        return planar(1, num_transforms=num_transforms, context_dim=context_dim)
-    return Flow(
-        AffineCoupling(
-            input_dim,
-            mask=mask,
-            hidden_dims=hidden_dims or _widths(input_dim, context_dim),
-            context_dim=context_dim,
-            activation=activation,
-        )
-        for mask in _alternating_masks(input_dim, num_transforms)
-    )
+        return _in_one_dimension(num_transforms, hidden_dims, context_dim)
+    widths = _widths(hidden_dims, input_dim, context_dim)
+    options: dict[str, Any] = {
+        "hidden_dims": widths,
+        "context_dim": context_dim,
+        "activation": activation,
+    }
+    masks = _alternating_masks(input_dim, num_transforms)
+    return Flow(AffineCoupling(input_dim, mask=mask, **options) for mask in masks)
 
 
 def nice(
@@ -84,7 +86,8 @@ def nice(
     Args:
         input_dim: Number of coordinates.
         num_transforms: Number of couplings.
-        hidden_dims: Widths of the conditioners' hidden layers; chosen from ``input_dim`` if not given.
+        hidden_dims: Widths of the conditioners' hidden layers; chosen from ``input_dim`` if not
+            given.
         context_dim: Number of entries of the context; zero for none.
         activation: Name of the conditioners' activation.
 
@@ -98,19 +101,17 @@ def nice(
         >>> nice(4).sample((10,)).shape
         torch.Size([10, 4])
     """
-    num_transforms = _checks.check_count("nice", "num_transforms", num_transforms)
+    _check_options("nice", input_dim, num_transforms, context_dim, activation)
     if input_dim == 1:
-        return planar(1, num_transforms=num_transforms, context_dim=context_dim)
-    couplings: list[FlowTransform] = [
-        AdditiveCoupling(
-            input_dim,
-            mask=mask,
-            hidden_dims=hidden_dims or _widths(input_dim, context_dim),
-            context_dim=context_dim,
-            activation=activation,
-        )
-        for mask in _alternating_masks(input_dim, num_transforms)
-    ]
+        return _in_one_dimension(num_transforms, hidden_dims, context_dim)
+    widths = _widths(hidden_dims, input_dim, context_dim)
+    options: dict[str, Any] = {
+        "hidden_dims": widths,
+        "context_dim": context_dim,
+        "activation": activation,
+    }
+    masks = _alternating_masks(input_dim, num_transforms)
+    couplings = [AdditiveCoupling(input_dim, mask=mask, **options) for mask in masks]
     return Flow([*couplings, ElementwiseAffine(input_dim)])
 
 
@@ -122,14 +123,16 @@ def iaf(
     context_dim: int = 0,
     activation: str = "silu",
 ) -> Flow:
-    """Build an inverse autoregressive flow; one network pass a transform to sample, and about one to score.
+    """Build an inverse autoregressive flow (IAF).
 
+    Sampling takes one network pass a transform, and scoring about one more.
     The order of the coordinates is reversed between transforms.
 
     Args:
         input_dim: Number of coordinates.
         num_transforms: Number of autoregressive transforms.
-        hidden_dims: Widths of the conditioners' hidden layers; chosen from ``input_dim`` if not given.
+        hidden_dims: Widths of the conditioners' hidden layers; chosen from ``input_dim`` if not
+            given.
         context_dim: Number of entries of the context; zero for none.
         activation: Name of the conditioners' activation.
 
@@ -137,26 +140,18 @@ def iaf(
         DomainError: A size or the activation is not possible.
 
     Reference:
-        Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling (2016), *Improving variational inference
-        with inverse autoregressive flow*.
+        Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling (2016), *Improving variational
+        inference with inverse autoregressive flow*.
 
     Example:
         >>> iaf(4).sample((10,)).shape
         torch.Size([10, 4])
     """
-    num_transforms = _checks.check_count("iaf", "num_transforms", num_transforms)
+    _check_options("iaf", input_dim, num_transforms, context_dim, activation)
     if input_dim == 1:
-        return planar(1, num_transforms=num_transforms, context_dim=context_dim)
-    parts = _reversing(
-        AffineAutoregressive(
-            input_dim,
-            hidden_dims=hidden_dims or _widths(input_dim, context_dim),
-            context_dim=context_dim,
-            activation=activation,
-        )
-        for _ in range(num_transforms)
-    )
-    return Flow(parts)
+        return _in_one_dimension(num_transforms, hidden_dims, context_dim)
+    widths = _widths(hidden_dims, input_dim, context_dim)
+    return Flow(_reversing(input_dim, num_transforms, widths, context_dim, activation))
 
 
 def maf(
@@ -167,14 +162,16 @@ def maf(
     context_dim: int = 0,
     activation: str = "silu",
 ) -> Flow:
-    """Build a masked autoregressive flow; one network pass a transform to score, and about one to sample.
+    """Build a masked autoregressive flow (MAF).
 
+    Scoring takes one network pass a transform, and sampling about one more.
     The order of the coordinates is reversed between transforms.
 
     Args:
         input_dim: Number of coordinates.
         num_transforms: Number of autoregressive transforms.
-        hidden_dims: Widths of the conditioners' hidden layers; chosen from ``input_dim`` if not given.
+        hidden_dims: Widths of the conditioners' hidden layers; chosen from ``input_dim`` if not
+            given.
         context_dim: Number of entries of the context; zero for none.
         activation: Name of the conditioners' activation.
 
@@ -182,27 +179,19 @@ def maf(
         DomainError: A size or the activation is not possible.
 
     Reference:
-        Papamakarios, Pavlakou & Murray (2017), *Masked autoregressive flow for density estimation*.
+        Papamakarios, Pavlakou & Murray (2017), *Masked autoregressive flow for density
+        estimation*.
 
     Example:
         >>> maf(4).sample((10,)).shape
         torch.Size([10, 4])
     """
-    num_transforms = _checks.check_count("maf", "num_transforms", num_transforms)
+    _check_options("maf", input_dim, num_transforms, context_dim, activation)
     if input_dim == 1:
-        return planar(1, num_transforms=num_transforms, context_dim=context_dim)
-    parts = _reversing(
-        Inverse(
-            AffineAutoregressive(
-                input_dim,
-                hidden_dims=hidden_dims or _widths(input_dim, context_dim),
-                context_dim=context_dim,
-                activation=activation,
-            )
-        )
-        for _ in range(num_transforms)
-    )
-    return Flow(parts)
+        return _in_one_dimension(num_transforms, hidden_dims, context_dim)
+    widths = _widths(hidden_dims, input_dim, context_dim)
+    parts = _reversing(input_dim, num_transforms, widths, context_dim, activation)
+    return Flow(Inverse(Compose(parts)))
 
 
 def planar(
@@ -230,15 +219,35 @@ def planar(
         >>> planar(4).sample((10,)).shape
         torch.Size([10, 4])
     """
-    num_transforms = _checks.check_count("planar", "num_transforms", num_transforms)
-    widths = hidden_dims or _widths(input_dim, context_dim)
+    _check_options("planar", input_dim, num_transforms, context_dim)
+    widths = _widths(hidden_dims, input_dim, context_dim)
     return Flow(
         Planar(input_dim, context_dim=context_dim, hidden_dims=widths)
         for _ in range(num_transforms)
     )
 
 
-def _widths(input_dim: int, context_dim: int) -> tuple[int, int]:
+def _check_options(
+    who: str, input_dim: int, num_transforms: int, context_dim: int, activation: str = "silu"
+) -> None:
+    _checks.check_count(who, "input_dim", input_dim)
+    _checks.check_count(who, "num_transforms", num_transforms)
+    _checks.check_count(who, "context_dim", context_dim, least=0)
+    check_activation(who, activation)
+
+
+def _in_one_dimension(
+    num_transforms: int, hidden_dims: Sequence[int] | None, context_dim: int
+) -> Flow:
+    return planar(
+        1, num_transforms=num_transforms, hidden_dims=hidden_dims, context_dim=context_dim
+    )
+
+
+def _widths(hidden_dims: Sequence[int] | None, input_dim: int, context_dim: int) -> Sequence[int]:
+    """Return the hidden layers that were asked for, or two that suit the sizes."""
+    if hidden_dims is not None:
+        return hidden_dims
     width = max(32, 2 * (input_dim + context_dim))
     return width, width
 
@@ -253,13 +262,24 @@ def _alternating_masks(input_dim: int, count: int) -> list[torch.Tensor]:
     return masks[:count]
 
 
-def _reversing(transforms: Any) -> list[FlowTransform]:
+def _reversing(
+    input_dim: int,
+    num_transforms: int,
+    hidden_dims: Sequence[int],
+    context_dim: int,
+    activation: str,
+) -> list[FlowTransform]:
+    """Return autoregressive transforms, the order of the coordinates reversed between them.
+
+    The number of reversals is even, so that the whole starts at the identity.
+    """
     parts: list[FlowTransform] = []
-    for transform in transforms:
-        if parts:
-            parts.append(Permute.reversal(transform.input_dim))
-        parts.append(transform)
-    return parts
+    for _ in range(num_transforms):
+        transform = AffineAutoregressive(
+            input_dim, hidden_dims=hidden_dims, context_dim=context_dim, activation=activation
+        )
+        parts += [transform, Permute.reversal(input_dim)]
+    return parts[:-1] if num_transforms % 2 else parts
 
 
 _RECIPES: dict[str, Recipe] = {
@@ -279,15 +299,15 @@ def register(name: str, recipe: Recipe) -> None:
         recipe: A function from the number of coordinates to a :class:`~pyro_flows.Flow`.
 
     Raises:
-        DomainError: The name is not a non-empty string or names a built-in recipe, or the recipe cannot
-            be called.
+        DomainError: The name is not a non-empty string or names a built-in recipe, or the recipe
+            cannot be called.
 
     Example:
         >>> register("deep_iaf", lambda input_dim: iaf(input_dim, num_transforms=8))
         >>> find("deep_iaf")(3).sample().shape
         torch.Size([3])
     """
-    if not isinstance(name, str) or not name or _RECIPES.get(name) in _BUILT_IN:
+    if not isinstance(name, str) or not name or name in _BUILT_IN:
         raise _checks.refusal(
             DomainError,
             "register",
@@ -330,4 +350,4 @@ def find(flow: str | Recipe) -> Recipe:
     return flow
 
 
-_BUILT_IN = frozenset(_RECIPES.values())
+_BUILT_IN = frozenset(_RECIPES)

@@ -1,13 +1,15 @@
 """Distributions whose tensors move with ``.to()`` and are trained and saved like any module's."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from pyro_flows import _checks
-from pyro_flows.numerics import LOG_SQRT_TAU
+from pyro_flows.numerics import LOG_SQRT_TAU, widen
+
+Shape = torch.Size | list[int] | tuple[int, ...]
 
 
 class DistributionModule(TorchDistribution, nn.Module):
@@ -22,7 +24,7 @@ class DistributionModule(TorchDistribution, nn.Module):
         DomainError: ``input_dim`` is not a positive integer.
     """
 
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real_vector
     has_rsample = True
 
@@ -37,13 +39,22 @@ class DistributionModule(TorchDistribution, nn.Module):
         return self.event_shape[0]
 
     def expand(
-        self, batch_shape: torch.Size, _instance: "DistributionModule | None" = None
+        self, batch_shape: Shape, _instance: "DistributionModule | None" = None
     ) -> "DistributionModule":
-        """Return a distribution of the given batch shape that shares the parameters of this one."""
+        """Return a distribution of the given batch shape that shares the parameters of this one.
+
+        Args:
+            batch_shape: One that the present batch shape expands to.
+
+        Raises:
+            ShapeError: The present batch shape does not expand to it.
+        """
         new: DistributionModule = self.__new__(type(self))
         # Parameters and submodules are shared; only what belongs to this one object is copied.
         new.__dict__.update(self.__dict__)
-        new._batch_shape = torch.Size(batch_shape)
+        new._batch_shape = _checks.check_expansion(
+            type(self).__name__, self.batch_shape, batch_shape
+        )
         return new
 
     def __repr__(self) -> str:
@@ -76,7 +87,7 @@ class StandardNormal(DistributionModule):
         super().__init__(input_dim)
         self.register_buffer("origin", torch.zeros(input_dim), persistent=False)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw a sample of shape ``sample_shape + batch_shape + (input_dim,)``."""
         shape = self.shape(torch.Size(sample_shape))
         return torch.randn(shape, dtype=self.origin.dtype, device=self.origin.device)
@@ -84,5 +95,5 @@ class StandardNormal(DistributionModule):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density of ``value``, of shape ``(*, input_dim)``."""
         _checks.check_points(type(self).__name__, "value", value, self.input_dim)
-        log_prob = -0.5 * value.square().sum(-1) - self.input_dim * LOG_SQRT_TAU
+        log_prob = -0.5 * widen(value).square().sum(-1) - self.input_dim * LOG_SQRT_TAU
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -10,9 +10,10 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
 
 from pyro_flows import _checks
-from pyro_flows.distributions.base import DistributionModule, StandardNormal
+from pyro_flows.distributions.base import DistributionModule, Shape, StandardNormal
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.transforms import Compose, FlowTransform
+from pyro_flows.transforms.base import any_float
 
 
 class Flow(DistributionModule):
@@ -21,18 +22,18 @@ class Flow(DistributionModule):
     .. math:: x = f(\epsilon, c), \quad \epsilon \sim p_0, \qquad
         \log q(x \mid c) = \log p_0(\epsilon) - \log |\det \partial f / \partial \epsilon|
 
-    A flow is a Pyro distribution and a module at once: it stands at a sample site, as a prior or in a
-    guide, and its parameters are trained, moved and saved like any module's. A flow that takes a
-    context is used through :meth:`condition`.
+    A flow is a Pyro distribution and a module at once: it stands at a sample site, as a prior or
+    in a guide, and its parameters are trained, moved and saved like any module's. A flow that
+    takes a context is used through :meth:`condition`.
 
     Args:
         transforms: One transform, or several of which the first acts first.
-        base: A distribution over real vectors of ``input_dim`` entries, without batch axes; the standard
-            normal if not given. To be trained or moved by ``.to()``, it must be a module.
+        base: A distribution over real vectors of ``input_dim`` entries, without batch axes; the
+            standard normal if not given. To be trained or moved by ``.to()``, it must be a module.
 
     Raises:
-        DomainError: A transform is not a :class:`~pyro_flows.transforms.FlowTransform`, or the base's
-            support is not that of real vectors.
+        DomainError: A transform is not a :class:`~pyro_flows.transforms.FlowTransform`, or the
+            base's support is not that of real vectors.
         ShapeError: The base has batch axes or another event shape.
 
     Example:
@@ -52,11 +53,16 @@ class Flow(DistributionModule):
         transform = transforms if isinstance(transforms, FlowTransform) else Compose(transforms)
         super().__init__(transform.input_dim)
         self.transform = transform
-        self.base_dist = StandardNormal(transform.input_dim) if base is None else base
+        self.base_dist = self._default_base(transform) if base is None else base
         self._check_base(self.base_dist)
         self._context: Tensor | None = None
         self._keeps_draw, self._path_gradient = False, False
         self._draw: tuple[Tensor, Tensor] | None = None
+
+    @staticmethod
+    def _default_base(transform: FlowTransform) -> StandardNormal:
+        base, own = StandardNormal(transform.input_dim), any_float(transform)
+        return base if own is None else base.to(own)
 
     def _check_base(self, base: TorchDistribution) -> None:
         if not isinstance(base, torch.distributions.Distribution):
@@ -71,7 +77,8 @@ class Flow(DistributionModule):
                 ShapeError,
                 "Flow",
                 expected=f"a base of batch shape () and event shape {tuple(self.event_shape)}",
-                got=f"batch shape {tuple(base.batch_shape)}, event shape {tuple(base.event_shape)}",
+                got=f"batch shape {tuple(base.batch_shape)} and event shape "
+                f"{tuple(base.event_shape)}",
                 advice="Use .to_event(1) to turn batch axes into an event.",
             )
         support = base.support
@@ -94,7 +101,8 @@ class Flow(DistributionModule):
         """Return the distribution given a context; it shares the parameters of this one.
 
         Args:
-            context: Of shape ``(*, context_dim)``; its batch axes become batch axes of the distribution.
+            context: Of shape ``(*, context_dim)``; its batch axes become batch axes of the
+                distribution.
 
         Raises:
             ShapeError: The context has the wrong size, or the flow takes none.
@@ -105,19 +113,24 @@ class Flow(DistributionModule):
         new._context = context
         return new
 
-    def expand(
-        self, batch_shape: torch.Size, _instance: DistributionModule | None = None
-    ) -> "Flow":
-        """Return a flow of the given batch shape that shares the parameters of this one."""
-        new = super().expand(batch_shape)
+    def expand(self, batch_shape: Shape, _instance: DistributionModule | None = None) -> "Flow":
+        """Return a flow of the given batch shape that shares the parameters of this one.
+
+        Args:
+            batch_shape: One that the present batch shape expands to.
+
+        Raises:
+            ShapeError: The present batch shape does not expand to it.
+        """
+        new: Any = super().expand(batch_shape)
         new._draw = None
-        return new
+        return cast(Flow, new)
 
     def with_draw_kept(self, *, path_gradient: bool = True) -> "Flow":
         """Return a fresh flow that scores its own last draw for free.
 
-        For a flow that lives for one evaluation, such as a guide's: the kept log-density would be stale
-        once the parameters move.
+        For a flow that lives for one evaluation, such as a guide's: the kept log-density would be
+        stale once the parameters move.
 
         Args:
             path_gradient: Whether an ELBO takes the path gradient of a kept draw.
@@ -126,21 +139,19 @@ class Flow(DistributionModule):
         new._keeps_draw, new._path_gradient = True, path_gradient
         return new
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw a sample of shape ``sample_shape + batch_shape + (input_dim,)``."""
         return self.rsample_with_log_prob(sample_shape)[0]
 
-    def rsample_with_log_prob(
-        self, sample_shape: torch.Size = torch.Size()
-    ) -> tuple[Tensor, Tensor]:
+    def rsample_with_log_prob(self, sample_shape: Shape = torch.Size()) -> tuple[Tensor, Tensor]:
         """Draw a sample together with its log-density, in one pass.
 
         Args:
             sample_shape: Leading axes of the sample.
 
         Returns:
-            The sample of shape ``sample_shape + batch_shape + (input_dim,)``, and its log-density of
-            shape ``sample_shape + batch_shape``.
+            The sample of shape ``sample_shape + batch_shape + (input_dim,)``, and its log-density
+            of shape ``sample_shape + batch_shape``.
 
         Raises:
             ShapeError: The flow takes a context and none was fixed.
@@ -163,8 +174,9 @@ class Flow(DistributionModule):
             DomainError: ``value`` is not a real floating-point tensor.
             ShapeError: A shape is wrong, or the flow takes a context and none was fixed.
         """
-        if self._draw is not None and value is self._draw[0]:
-            return self._draw[1]
+        kept = self._kept_log_prob(value)
+        if kept is not None:
+            return kept
         _checks.check_points("Flow", "value", value, self.input_dim)
         _checks.check_context("Flow", self._context, self.context_dim)
         _checks.check_broadcast("Flow", value=value.shape[:-1], flow=self.batch_shape)
@@ -172,12 +184,20 @@ class Flow(DistributionModule):
         log_prob = self.base_dist.log_prob(eps) + ladj
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
+    def _kept_log_prob(self, value: Tensor) -> Tensor | None:
+        """Return what is kept for ``value``, if it is the last draw."""
+        if self._draw is None or value is not self._draw[0]:
+            return None
+        log_prob = self._draw[1]
+        # A draw made under no_grad has no gradient to give where one is wanted.
+        return log_prob if log_prob.requires_grad or not torch.is_grad_enabled() else None
+
     def path_log_prob(self, value: Tensor) -> Tensor:
         r"""Return the log-density as a function of ``value`` alone: every parameter is held fixed.
 
         Its gradient for a draw :math:`x = f_\theta(\epsilon)` is the path gradient
-        :math:`(\partial \log q / \partial x)\, (\partial x / \partial \theta)`, which drops the score term, whose
-        mean is zero.
+        :math:`(\partial \log q / \partial x)\, (\partial x / \partial \theta)`, which drops the
+        score term, whose mean is zero.
 
         Args:
             value: Of shape ``(*, input_dim)``.
@@ -204,10 +224,9 @@ class Flow(DistributionModule):
             **kwargs: As Pyro passes them on.
         """
         log_prob = self.log_prob(x)
-        own = self._draw is not None and x is self._draw[0]
-        return ScoreParts(
-            log_prob, 0, self.path_log_prob(x) if own and self._path_gradient else log_prob
-        )
+        own = self._kept_log_prob(x) is not None
+        entropy_term = self.path_log_prob(x) if own and self._path_gradient else log_prob
+        return ScoreParts(log_prob, 0, entropy_term)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -224,7 +243,7 @@ def _detached_parameters(module: nn.Module) -> Iterator[None]:
     ]
     try:
         for owner, name, parameter in owners:
-            owner._parameters[name] = parameter.detach()
+            owner._parameters[name] = parameter.detach()  # type: ignore[assignment]
         yield
     finally:
         for owner, name, parameter in owners:

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-# Below both, handing an operator to several threads costs more than it saves, and on a busy machine
-# several times more, since each operator waits for the slowest thread.
+# Below both, handing an operator to several threads costs more than it saves, and on a busy
+# machine several times more, since each operator waits for the slowest thread.
 _LEAST_ELEMENTS = 4_000_000
 _LEAST_PRODUCTS = 40_000_000
 

@@ -1,6 +1,7 @@
 """A fully connected conditioner."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class DenseNet(nn.Module):
         self.from_input = nn.Linear(input_dim, sizes[0], bias=False) if input_dim else None
         self.from_context = nn.Linear(context_dim, sizes[0], bias=False) if context_dim else None
         self.bias = nn.Parameter(torch.zeros(sizes[0]))
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(sizes, sizes[1:]))
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
         self._start_at_zero()
 
     def _start_at_zero(self) -> None:

@@ -1,15 +1,16 @@
 r"""A masked (autoregressive) conditioner that is cheap in both directions.
 
 Coordinate :math:`i` counts from zero. A hidden unit of degree :math:`k` sees the coordinates
-:math:`\le k`, and the parameters of coordinate :math:`j` see the units of degree :math:`< j` (Germain,
-Gregor, Murray & Larochelle 2015). Hidden units stand in the order of their degrees, so what becomes
-known together with coordinate :math:`i` is one block of rows. Walking over the blocks in order, the
-inverse uses every weight once: it costs about one forward pass instead of one for each coordinate.
-The transposed Jacobian is solved by the same walk, backwards.
+:math:`\le k`, and the parameters of coordinate :math:`j` see the units of degree :math:`< j`
+(Germain, Gregor, Murray & Larochelle 2015). Hidden units stand in the order of their degrees, so
+what becomes known together with coordinate :math:`i` is one block of rows. Walking over the blocks
+in order, the inverse uses every weight once: it costs about one forward pass instead of one for
+each coordinate. The transposed Jacobian is solved by the same walk, backwards.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.nn.activations import ACTIVATIONS, check_activation
 from pyro_flows.nn.opaque import implicit_zero, opaque
+
+# Coordinates whose dependence on all before them is one matrix product; saves memory traffic.
+_GROUP = 8
 
 ElementInverse = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,21 +34,25 @@ class MaskedLinear(nn.Module):
     """
 
     mask: Tensor
+    weight: Tensor
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
-        self.weight = nn.Parameter(torch.empty(mask.shape))
-        self.bias = nn.Parameter(torch.zeros(mask.shape[0]))
         # Each row is scaled by the number of inputs that it really has.
         fan_in = mask.sum(-1, keepdim=True).clamp(min=1)
-        nn.init.uniform_(self.weight, -1.0, 1.0)
-        with torch.no_grad():
-            self.weight.mul_(fan_in.rsqrt())
+        weight = nn.init.uniform_(torch.empty(mask.shape), -1.0, 1.0) * fan_in.rsqrt()
+        self.bias = nn.Parameter(torch.zeros(mask.shape[0]))
+        # Weights that are all forbidden, as with one coordinate, would never get a gradient.
+        if bool(mask.any()):
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
 
     def masked_weight(self) -> Tensor:
         """Return the weights with the forbidden ones at zero."""
-        return self.weight * self.mask
+        # Not a product: in its gradient, an overflow at a forbidden weight would turn into a NaN.
+        return torch.where(self.mask, self.weight, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*, input_dim)`` to ``(*, output_dim)``."""
@@ -64,8 +72,8 @@ class MaskedNet(nn.Module):
         activation: Name of the activation.
 
     Raises:
-        DomainError: A size is not a positive integer, a layer is too narrow to hold every degree, or
-            the activation is not known.
+        DomainError: A size is not a positive integer, a layer is too narrow to hold every degree,
+            or the activation is not known.
 
     Reference:
         Germain, Gregor, Murray & Larochelle (2015), *MADE: Masked autoencoder for distribution
@@ -97,13 +105,17 @@ class MaskedNet(nn.Module):
         inputs = torch.arange(input_dim)
         outputs = inputs.repeat_interleave(num_params) - 1
         levels = [inputs, *degrees, outputs]
-        self.layers = nn.ModuleList(
-            MaskedLinear(above[:, None] >= below) for below, above in pairwise(levels)
-        )
-        width = self.layers[0].mask.shape[0]
+        masks = [above[:, None] >= below for below, above in pairwise(levels)]
+        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
+        width = len(masks[0])
         self.from_context = nn.Linear(context_dim, width, bias=False) if context_dim else None
-        # Units that depend on the coordinates up to i alone, for i = -1 (the context alone), 0, 1, ...
-        self._ends = [[int((d <= i).sum()) for i in range(-1, input_dim)] for d in degrees]
+        # By stage, how many units the first i coordinates determine, for i = 0 ... D.
+        steps = range(input_dim + 1)
+        self._edges = [
+            list(steps),
+            *([int((degree < i).sum()) for i in steps] for degree in degrees),
+            [i * num_params for i in steps],
+        ]
         self._start_at_zero()
 
     def _hidden_degrees(self, widths: Sequence[int]) -> list[Tensor]:
@@ -121,8 +133,12 @@ class MaskedNet(nn.Module):
             )
         return [lowest + torch.arange(width) * levels // width for width in widths]
 
+    @property
+    def _linears(self) -> list[MaskedLinear]:
+        return cast("list[MaskedLinear]", list(self.layers))
+
     def _start_at_zero(self) -> None:
-        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self._linears[-1].weight)
         if len(self.layers) == 1 and self.from_context is not None:
             nn.init.zeros_(self.from_context.weight)
 
@@ -140,7 +156,7 @@ class MaskedNet(nn.Module):
 
     def _pre_activations(self, x: Tensor, context: Tensor | None) -> list[Tensor]:
         activate = ACTIVATIONS[self.activation].function
-        first, *later = self.layers
+        first, *later = self._linears
         h = first(x)
         if self.from_context is not None:
             h = h + self.from_context(context)
@@ -150,18 +166,25 @@ class MaskedNet(nn.Module):
         return stages
 
     def _weights(self) -> list[Tensor]:
-        return [tensor for layer in self.layers for tensor in (layer.masked_weight(), layer.bias)]
+        return [t for layer in self._linears for t in (layer.masked_weight(), layer.bias)]
 
-    def solve(self, y: Tensor, context: Tensor | None, element_inverse: ElementInverse) -> Tensor:
+    def solve(
+        self, y: Tensor, context: Tensor | None, element_inverse: ElementInverse
+    ) -> tuple[Tensor, Tensor]:
         r"""Return the ``x`` at which every coordinate's map, given the ones before, meets ``y``.
 
-        Coordinate by coordinate, :math:`x_i = f^{-1}(y_i;\, p_i(x_{<i}, c))`. The result carries no
+        Coordinate by coordinate, :math:`x_i = f^{-1}(y_i;\, p_i(x_{<i}, c))`. The results carry no
         gradient.
 
         Args:
             y: Targets, of shape ``(*, input_dim)``.
             context: Of shape ``(*, context_dim)``, or none.
-            element_inverse: Maps ``y_i`` of shape ``(N,)`` and ``p_i`` of shape ``(K, N)`` to ``x_i``.
+            element_inverse: Maps ``y_i``, of shape ``(N,)``, and ``p_i``, of shape ``(K, N)``, to
+                ``x_i``.
+
+        Returns:
+            ``x``, of shape ``(*, input_dim)``, and the parameters there, of shape
+            ``(*, input_dim, num_params)``.
         """
 
         def walk(y: Tensor, shift: Tensor, *weights: Tensor) -> Tensor:
@@ -169,52 +192,62 @@ class MaskedNet(nn.Module):
 
         shift = y.new_zeros(1) if self.from_context is None else self.from_context(context)
         batch = torch.broadcast_shapes(y.shape[:-1], shift.shape[:-1])
-        return opaque(
-            walk,
-            [y.expand(*batch, -1), shift.expand(*batch, -1)],
-            self._weights(),
-        )
+        rows = [y.expand(*batch, -1), shift.expand(*batch, -1)]
+        x, flat = opaque(walk, rows, self._weights()).tensor_split([self.input_dim], -1)
+        return x, self._shape_params(flat)
 
     def _walk(
         self, y: Tensor, shift: Tensor, weights: Sequence[Tensor], element_inverse: ElementInverse
     ) -> Tensor:
+        """Return ``x`` and its parameters side by side on the last axis."""
         activate = ACTIVATIONS[self.activation].function
-        batch, num_params = y.shape[:-1], self.num_params
+        edges, last, batch = self._edges, len(self._edges) - 1, y.shape[:-1]
         y = y.reshape(-1, self.input_dim).T.contiguous()
-        shift = shift.reshape(y.shape[1], -1).T
         matrices, biases = weights[0::2], [bias[:, None] for bias in weights[1::2]]
-        first = biases[0] + shift
-        x = torch.empty_like(y)
-        hidden = [y.new_empty(ends[-1], y.shape[1]) for ends in self._ends]
-        stages = [x, *hidden]
+        biases[0] = biases[0] + shift.reshape(-1, shift.shape[-1]).T
+        result = y.new_empty(edges[0][-1] + edges[last][-1], y.shape[1])
+        x, params = result.tensor_split([self.input_dim])
+        stages = [x, *(y.new_empty(edge[-1], y.shape[1]) for edge in edges[1:last]), params]
 
-        def affine(layer: int, start: int, stop: int, known: int) -> Tensor:
-            bias = (first if layer == 0 else biases[layer])[start:stop]
-            if known == 0:
-                return bias.expand(stop - start, y.shape[1])
-            return torch.addmm(bias, matrices[layer][start:stop, :known], stages[layer][:known])
+        def begin(stage: int, start: int, stop: int, known: int) -> Tensor:
+            target, bias = stages[stage][start:stop], biases[stage - 1][start:stop]
+            weight = matrices[stage - 1][start:stop, :known]
+            return torch.addmm(bias, weight, stages[stage - 1][:known], out=target)
 
-        for i in range(-1, self.input_dim):
-            if i >= 0:
-                known = self._ends[-1][i] if hidden else i
-                params = affine(len(hidden), i * num_params, (i + 1) * num_params, known)
-                x[i] = element_inverse(y[i], params)
-            known = i + 1
-            for layer, ends in enumerate(self._ends):
-                start, stop = (ends[i] if i >= 0 else 0), ends[i + 1]
-                if stop > start:
-                    hidden[layer][start:stop] = activate(affine(layer, start, stop, known))
-                known = stop
-        return x.T.reshape(*batch, self.input_dim)
+        def extend(stage: int, start: int, stop: int, first: int, known: int) -> Tensor:
+            weight = matrices[stage - 1][start:stop, first:known]
+            return stages[stage][start:stop].addmm_(weight, stages[stage - 1][first:known])
+
+        for s in range(1, last):
+            block = begin(s, 0, edges[s][0], edges[s - 1][0])
+            block.copy_(activate(block))
+        for low in range(0, self.input_dim, _GROUP):
+            high = min(low + _GROUP, self.input_dim)
+            for s in range(1, last + 1):
+                begin(s, edges[s][low], edges[s][high], edges[s - 1][low])
+            for i in range(low, high):
+                mine = edges[last][i], edges[last][i + 1]
+                x[i] = element_inverse(
+                    y[i], extend(last, *mine, edges[last - 1][low], edges[last - 1][i])
+                )
+                for s in range(1, last):
+                    mine = edges[s][i], edges[s][i + 1]
+                    block = extend(s, *mine, edges[s - 1][low], edges[s - 1][i + 1])
+                    block.copy_(activate(block))
+        return result.T.reshape(*batch, result.shape[0])
 
     def implicit_zero(
         self, residual: Tensor, x: Tensor, context: Tensor | None, slope: Tensor, pull: Tensor
     ) -> Tensor:
         r"""Return the zero that gives a solution ``x`` of :meth:`solve` its gradient.
 
-        With :math:`y_j = f(x_j;\, p_j(x_{<j}))`, the Jacobian is :math:`J_{ji} = f'_j \delta_{ij} +
-        (\partial f_j / \partial p_j)\, \partial p_j / \partial x_i`; the gradient of the residual is
-        the solution of :math:`J^\top u = g` (see :func:`pyro_flows.nn.opaque.implicit_zero`).
+        With :math:`y_j = f(x_j;\, p_j(x_{<j}))`, the Jacobian is
+
+        .. math:: J_{ji} = f'_j \delta_{ij}
+            + \frac{\partial f_j}{\partial p_j} \frac{\partial p_j}{\partial x_i}
+
+        and the gradient of the residual is the solution of :math:`J^\top u = g` (see
+        :func:`pyro_flows.nn.opaque.implicit_zero`).
 
         Args:
             residual: :math:`y - f(x; p(x))`, of shape ``(*, input_dim)``.
@@ -231,26 +264,35 @@ class MaskedNet(nn.Module):
         return implicit_zero(residual, self._walk_back, rows, self._weights()[0::2])
 
     def _walk_back(self, *tensors: Tensor) -> Tensor:
-        num_params, count = self.num_params, 3 + len(self._ends)
+        edges, last, num_params = self._edges, len(self._edges) - 1, self.num_params
         batch = tensors[0].shape[:-1]
-        rows = [tensor.reshape(-1, tensor.shape[-1]).T for tensor in tensors[:count]]
+        rows = [tensor.reshape(-1, tensor.shape[-1]).T for tensor in tensors[: last + 2]]
         cotangent, slope, pull, *gates = rows
-        matrices = tensors[count:]
-        u = torch.empty_like(cotangent)
-        # What each stage receives from above, hidden layers first and the parameters last.
-        received = [torch.empty_like(row) for row in (*gates, pull)]
+        matrices = tensors[last + 2 :]
+        # What each stage receives from the one above; in the end, the solution in the first.
+        received = [torch.empty_like(row) for row in (cotangent, *gates, pull)]
 
-        def pulled(layer: int, start: int, stop: int, known: int) -> Tensor:
-            return matrices[layer][known:, start:stop].T @ received[layer][known:]
+        def begin(stage: int, start: int, stop: int, known: int) -> None:
+            weight = matrices[stage][known:, start:stop].T
+            torch.mm(weight, received[stage + 1][known:], out=received[stage][start:stop])
 
-        for i in reversed(range(self.input_dim)):
-            known = (i + 1) * num_params
-            for layer in reversed(range(len(gates))):
-                start, stop = self._ends[layer][i], self._ends[layer][i + 1]
-                block = pulled(layer + 1, start, stop, known)
-                received[layer][start:stop] = block * gates[layer][start:stop]
-                known = start
-            u[i] = (cotangent[i] - pulled(0, i, i + 1, known)[0]) / slope[i]
-            mine = slice(i * num_params, (i + 1) * num_params)
-            received[-1][mine] = u[i] * pull[mine]
-        return u.T.reshape(*batch, self.input_dim)
+        def extend(stage: int, start: int, stop: int, known: int, end: int) -> Tensor:
+            weight = matrices[stage][known:end, start:stop].T
+            return received[stage][start:stop].addmm_(weight, received[stage + 1][known:end])
+
+        for high in range(self.input_dim, 0, -_GROUP):
+            low = max(high - _GROUP, 0)
+            for s in range(last):
+                begin(s, edges[s][low], edges[s][high], edges[s + 1][high])
+            for i in reversed(range(low, high)):
+                known = edges[last][i + 1]
+                for s in reversed(range(1, last)):
+                    mine = slice(edges[s][i], edges[s][i + 1])
+                    block = extend(s, mine.start, mine.stop, known, edges[s + 1][high])
+                    block.mul_(gates[s - 1][mine])
+                    known = mine.start
+                u = extend(0, i, i + 1, known, edges[1][high])
+                u.copy_((cotangent[i] - u) / slope[i])
+                mine = slice(i * num_params, (i + 1) * num_params)
+                received[last][mine] = u * pull[mine]
+        return received[0].T.reshape(*batch, self.input_dim)

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_flows import _checks
+from pyro_flows.errors import DomainError
+
 Kernel = Callable[..., Tensor]
 
 
@@ -33,31 +36,57 @@ class _Opaque(torch.autograd.Function):
             members = [
                 [
                     tensor if dim is None else tensor.select(dim, k)
-                    for tensor, dim in zip(tensors, dims)
+                    for tensor, dim in zip(tensors, dims, strict=True)
                 ]
                 for k in range(size)
             ]
             return torch.stack([_Opaque.apply(kernel, num_rows, *member) for member in members]), 0
         rows = [
             row.expand(size, *row.shape) if dim is None else row.movedim(dim, 0)
-            for row, dim in zip(tensors[:num_rows], dims)
+            for row, dim in zip(tensors[:num_rows], dims[:num_rows], strict=True)
         ]
         return _Opaque.apply(kernel, num_rows, *rows, *tensors[num_rows:]), 0
 
 
 def opaque(kernel: Kernel, rows: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Run ``kernel(*rows, *weights)`` without a graph; a vmapped axis becomes a leading batch axis.
+    """Run ``kernel(*rows, *weights)`` without a graph.
 
-    A kernel may then write in place, which ``vmap`` refuses otherwise.
+    A vmapped axis becomes a leading batch axis, so that a kernel may write in place, which
+    ``vmap`` refuses otherwise.
 
     Args:
-        kernel: Works on any leading batch axes of the rows, and returns one tensor with the same ones.
+        kernel: Works on any leading batch axes of the rows, and returns one tensor with the same
+            ones.
         rows: Tensors of shape ``(*, n)`` with equal batch axes.
         weights: Tensors without batch axes.
     """
     tensors = [tensor.detach() for tensor in (*rows, *weights)]
     with torch.no_grad():
         return _Opaque.apply(kernel, len(rows), *tensors)
+
+
+class _FirstOrder(torch.autograd.Function):
+    """A gradient that refuses to be differentiated, as the second derivative would be wrong."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        raise _checks.refusal(
+            DomainError,
+            "MaskedNet",
+            expected="no more than the first derivative of its inverse",
+            got="a second one",
+            advice="Take second derivatives through the other direction, which has all of them.",
+        )
 
 
 class _ImplicitZero(torch.autograd.Function):
@@ -71,14 +100,16 @@ class _ImplicitZero(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.kernel, ctx.num_rows, *tensors = inputs
-        ctx.save_for_backward(*tensors)
+        residual, ctx.kernel, ctx.num_rows, *tensors = inputs
+        ctx.save_for_backward(residual, *tensors)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
+        residual, *tensors = ctx.saved_tensors
         rows, weights = tensors[: ctx.num_rows], tensors[ctx.num_rows :]
         pulled = opaque(ctx.kernel, [cotangent, *rows], weights)
+        if torch.is_grad_enabled():
+            pulled = _FirstOrder.apply(pulled, residual, cotangent)
         return pulled, None, None, *(None for _ in tensors)
 
 
@@ -88,9 +119,9 @@ def implicit_zero(
     r"""Return zero, carrying the gradient that the implicit function theorem gives a solution.
 
     For the solution :math:`x` of :math:`f(x; \theta) = y`, found without a graph, the residual
-    :math:`r = y - f(x; \theta)` is zero in value, and :math:`\mathrm{d}x = J^{-1} \mathrm{d}r`. Adding
-    the returned zero to :math:`x` thus gives it its gradient for :math:`y` and :math:`\theta`, to first
-    order.
+    :math:`r = y - f(x; \theta)` is zero in value, and :math:`\mathrm{d}x = J^{-1} \mathrm{d}r`.
+    Adding the returned zero to :math:`x` thus gives it its gradient for :math:`y` and
+    :math:`\theta`, to first order.
 
     Args:
         residual: :math:`r`, of shape ``(*, n)``.

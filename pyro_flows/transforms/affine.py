@@ -1,16 +1,16 @@
 """Affine transforms with free parameters: element-wise, and lower-triangular (full rank)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pyro_flows import _checks
-from pyro_flows.errors import DomainError, ShapeError
+from pyro_flows.errors import DomainError
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import soft_bound
+from pyro_flows.numerics import soft_bound, widen
 from pyro_flows.transforms.base import FlowTransform
-
 
 # Largest change of a log-scale that a context can make.
 _LOG_SCALE_BOUND = 3.0
@@ -25,42 +25,38 @@ class _LocatedAffine(FlowTransform):
 
     fixed_loc: Tensor
     fixed_scale: Tensor
+    _scale_name: ClassVar[str]
 
     def __init__(
         self,
         input_dim: int,
         *,
         loc: Tensor | None,
-        scale: Tensor,
+        scale: Tensor | None,
         context_dim: int,
         hidden_dims: Sequence[int],
     ) -> None:
         super().__init__(input_dim, context_dim=context_dim)
-        fixed_loc = torch.zeros(input_dim).to(scale) if loc is None else loc
-        self.register_buffer("fixed_loc", self._as_buffer("loc", fixed_loc, (input_dim,)))
-        self.register_buffer("fixed_scale", self._as_buffer("scale", scale, scale.shape))
+        unit = self._unit_scale()
+        if scale is not None:
+            scale = _checks.check_buffer(self._name, self._scale_name, scale, unit.shape)
+        if loc is not None:
+            loc = _checks.check_buffer(self._name, "loc", loc, (input_dim,))
+        _checks.check_dtypes(self._name, **{"loc": loc, self._scale_name: scale})
+        # What is not given follows what is, in dtype and device.
+        like = next((given for given in (scale, loc) if given is not None), unit)
+        self.register_buffer("fixed_loc", torch.zeros(input_dim).to(like) if loc is None else loc)
+        self.register_buffer("fixed_scale", unit.to(like) if scale is None else scale)
         self.loc = nn.Parameter(torch.zeros_like(self.fixed_loc))
         self.log_scale = nn.Parameter(torch.zeros_like(self.fixed_loc))
         self.conditioner = (
-            DenseNet(0, 2 * input_dim, context_dim=context_dim, hidden_dims=hidden_dims)
+            DenseNet(0, 2 * input_dim, context_dim=context_dim, hidden_dims=hidden_dims).to(like)
             if context_dim
             else None
         )
 
-    def _as_buffer(self, name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
-        value = torch.as_tensor(value).detach().clone()
-        if tuple(value.shape) != tuple(shape) or not value.is_floating_point():
-            raise _checks.refusal(
-                ShapeError,
-                self._name,
-                expected=f"{name} to be a floating-point tensor of shape {tuple(shape)}",
-                got=_checks.describe(value),
-            )
-        if not bool(value.isfinite().all()):
-            raise _checks.refusal(
-                DomainError, self._name, expected=f"{name} to be finite", got=f"{value.tolist()}"
-            )
-        return value
+    def _unit_scale(self) -> Tensor:
+        raise NotImplementedError
 
     def _loc_and_log_scale(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.conditioner is None:
@@ -69,7 +65,7 @@ class _LocatedAffine(FlowTransform):
         return self.loc + loc, self.log_scale + soft_bound(raw, _LOG_SCALE_BOUND)
 
     def _ladj(self, log_scale: Tensor, fixed_diagonal: Tensor, batch: torch.Size) -> Tensor:
-        return (log_scale + fixed_diagonal.log()).sum(-1).expand(batch)
+        return (widen(log_scale) + widen(fixed_diagonal).log()).sum(-1).expand(batch)
 
 
 class ElementwiseAffine(_LocatedAffine):
@@ -78,8 +74,9 @@ class ElementwiseAffine(_LocatedAffine):
     .. math:: y = \mu + \sigma \odot (e^{s} \odot x + m), \qquad
         \log |\det J| = \sum_i (\log \sigma_i + s_i)
 
-    The location :math:`\mu` and the scale :math:`\sigma` are fixed buffers; the parameters :math:`m, s`
-    start at zero and move relative to them. With a context, a network adds to :math:`m` and :math:`s`.
+    The location :math:`\mu` and the scale :math:`\sigma` are fixed buffers; the parameters
+    :math:`m, s` start at zero and move relative to them. With a context, a network adds to
+    :math:`m` and :math:`s`.
 
     Args:
         input_dim: Number of coordinates.
@@ -89,7 +86,8 @@ class ElementwiseAffine(_LocatedAffine):
         hidden_dims: Widths of the hidden layers of the context's network.
 
     Raises:
-        DomainError: A size is not possible, or a scale is not positive and finite.
+        DomainError: A size is not possible, a scale is not positive and finite, or ``loc`` and
+            ``scale`` are not floating-point tensors of one dtype.
         ShapeError: ``loc`` or ``scale`` has the wrong shape.
 
     Example:
@@ -98,6 +96,8 @@ class ElementwiseAffine(_LocatedAffine):
         >>> transform(torch.zeros(2)).tolist()
         [1.0, 2.0]
     """
+
+    _scale_name = "scale"
 
     def __init__(
         self,
@@ -109,19 +109,18 @@ class ElementwiseAffine(_LocatedAffine):
         hidden_dims: Sequence[int] = (64, 64),
     ) -> None:
         super().__init__(
-            input_dim,
-            loc=loc,
-            scale=torch.ones(input_dim) if scale is None else scale,
-            context_dim=context_dim,
-            hidden_dims=hidden_dims,
+            input_dim, loc=loc, scale=scale, context_dim=context_dim, hidden_dims=hidden_dims
         )
-        if self.fixed_scale.shape != (input_dim,) or not bool((self.fixed_scale > 0).all()):
+        if not bool((self.fixed_scale > 0).all()):
             raise _checks.refusal(
                 DomainError,
                 self._name,
-                expected=f"{input_dim} scales > 0",
+                expected="every scale to be > 0",
                 got=f"{self.fixed_scale.tolist()}",
             )
+
+    def _unit_scale(self) -> Tensor:
+        return torch.ones(self.input_dim)
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         loc, log_scale = self._loc_and_log_scale(context)
@@ -140,20 +139,21 @@ class LowerTriangularAffine(_LocatedAffine):
     .. math:: y = \mu + L (U (e^{s} \odot x) + m), \qquad
         \log |\det J| = \sum_i (\log L_{ii} + s_i)
 
-    The location :math:`\mu` and the Cholesky factor :math:`L` are fixed buffers; the unit lower-triangular
-    :math:`U` and :math:`m, s` are parameters, which start at the identity and move in the whitened space. With a
-    context, a network adds to :math:`m` and :math:`s`.
+    The location :math:`\mu` and the Cholesky factor :math:`L` are fixed buffers; the unit
+    lower-triangular :math:`U` and :math:`m, s` are parameters, which start at the identity and
+    move in the whitened space. With a context, a network adds to :math:`m` and :math:`s`.
 
     Args:
         input_dim: Number of coordinates.
         loc: :math:`\mu`, of shape ``(input_dim,)``; zero if not given.
-        scale_tril: :math:`L`, of shape ``(input_dim, input_dim)``, lower-triangular with a positive
-            diagonal; the identity if not given.
+        scale_tril: :math:`L`, of shape ``(input_dim, input_dim)``, lower-triangular with a
+            positive diagonal; the identity if not given.
         context_dim: Number of entries of the context; zero for none.
         hidden_dims: Widths of the hidden layers of the context's network.
 
     Raises:
-        DomainError: A size is not possible, or ``scale_tril`` is not a Cholesky factor.
+        DomainError: A size is not possible, ``scale_tril`` is not a Cholesky factor, or ``loc``
+            and ``scale_tril`` are not floating-point tensors of one dtype.
         ShapeError: ``loc`` or ``scale_tril`` has the wrong shape.
 
     Example:
@@ -162,6 +162,9 @@ class LowerTriangularAffine(_LocatedAffine):
         >>> transform(torch.ones(2)).tolist()
         [2.0, 4.0]
     """
+
+    _scale_name = "scale_tril"
+    lower: Tensor
 
     def __init__(
         self,
@@ -173,27 +176,25 @@ class LowerTriangularAffine(_LocatedAffine):
         hidden_dims: Sequence[int] = (64, 64),
     ) -> None:
         super().__init__(
-            input_dim,
-            loc=loc,
-            scale=torch.eye(input_dim) if scale_tril is None else scale_tril,
-            context_dim=context_dim,
-            hidden_dims=hidden_dims,
+            input_dim, loc=loc, scale=scale_tril, context_dim=context_dim, hidden_dims=hidden_dims
         )
-        self.lower = nn.Parameter(torch.zeros_like(self.fixed_scale))
         self._check_cholesky_factor(self.fixed_scale)
+        lower = torch.zeros_like(self.fixed_scale)
+        # With one coordinate there is nothing below the diagonal to learn.
+        if input_dim > 1:
+            self.lower = nn.Parameter(lower)
+        else:
+            self.register_buffer("lower", lower)
+
+    def _unit_scale(self) -> Tensor:
+        return torch.eye(self.input_dim)
 
     def _check_cholesky_factor(self, value: Tensor) -> None:
-        square = value.shape == (self.input_dim, self.input_dim)
-        if (
-            not square
-            or not torch.equal(value, value.tril())
-            or bool((value.diagonal() <= 0).any())
-        ):
+        if not torch.equal(value, value.tril()) or not bool((value.diagonal() > 0).all()):
             raise _checks.refusal(
                 DomainError,
                 self._name,
-                expected=f"scale_tril to be lower-triangular with a positive diagonal, "
-                f"of shape {(self.input_dim, self.input_dim)}",
+                expected="scale_tril to be lower-triangular with a positive diagonal",
                 got=f"{value.tolist()}",
                 advice="Pass torch.linalg.cholesky(covariance).",
             )
@@ -218,4 +219,5 @@ class LowerTriangularAffine(_LocatedAffine):
 def _solve_lower(matrix: Tensor, rows: Tensor) -> Tensor:
     """Solve ``matrix @ v = row`` for each row of ``rows``, of shape ``(*, D)``."""
     flat = rows.reshape(-1, rows.shape[-1])
-    return torch.linalg.solve_triangular(matrix.T, flat, upper=True, left=False).view(rows.shape)
+    solved = torch.linalg.solve_triangular(widen(matrix.T), widen(flat), upper=True, left=False)
+    return solved.view(rows.shape).to(rows.dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.nn import MaskedNet
-from pyro_flows.numerics import soft_bound, soft_bound_slope
+from pyro_flows.numerics import soft_bound, soft_bound_slope, widen
 from pyro_flows.transforms.base import FlowTransform
 
 
@@ -18,14 +18,14 @@ class AffineAutoregressive(FlowTransform):
         \log |\det J| = \sum_i s_i
 
     As it stands this is the transform of an inverse autoregressive flow (IAF); run backwards, by
-    :class:`~pyro_flows.transforms.Inverse`, that of a masked autoregressive flow (MAF). The inverse
-    is exact and costs about one forward pass (see :mod:`pyro_flows.nn.masked`); its gradients come
-    from the implicit function theorem and keep no graph of its ``D`` steps.
+    :class:`~pyro_flows.transforms.Inverse`, that of a masked autoregressive flow (MAF). The
+    inverse is exact and costs about one forward pass (see :mod:`pyro_flows.nn.masked`); its
+    gradients come from the implicit function theorem and keep no graph of its ``D`` steps.
 
     Args:
         input_dim: Number of coordinates, ``D``.
-        hidden_dims: Widths of the conditioner's hidden layers, each at least ``D - 1`` (``D`` with a
-            context).
+        hidden_dims: Widths of the conditioner's hidden layers, each at least ``D - 1`` (``D`` with
+            a context).
         context_dim: Number of entries of the context; zero for none.
         activation: Name of the conditioner's activation.
         log_scale_bound: Largest :math:`|s_i|`; approached smoothly.
@@ -35,8 +35,8 @@ class AffineAutoregressive(FlowTransform):
 
     Reference:
         Kingma, Salimans, Jozefowicz, Chen, Sutskever & Welling (2016), *Improving variational
-        inference with inverse autoregressive flow*, equations 9-10; Papamakarios, Pavlakou & Murray
-        (2017), *Masked autoregressive flow for density estimation*, equations 4-5.
+        inference with inverse autoregressive flow*, equations 9-10; Papamakarios, Pavlakou &
+        Murray (2017), *Masked autoregressive flow for density estimation*, equations 4-5.
 
     Example:
         >>> import torch
@@ -73,20 +73,20 @@ class AffineAutoregressive(FlowTransform):
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(x, context)
-        return x * log_scale.exp() + shift, log_scale.sum(-1)
+        return x * log_scale.exp() + shift, widen(log_scale).sum(-1)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self.conditioner.solve(y, context, self._element_inverse)
+        x, params = self.conditioner.solve(y, context, self._element_inverse)
         if torch.is_grad_enabled():
             x = self._attach_gradient(x, y, context)
-        _, log_scale = self._shift_and_log_scale(x, context)
-        return x, -log_scale.sum(-1)
+            params = self.conditioner(x, context)
+        return x, -widen(soft_bound(params[..., 1], self.log_scale_bound)).sum(-1)
 
     def _element_inverse(self, y: Tensor, params: Tensor) -> Tensor:
         return (y - params[0]) * torch.exp(-soft_bound(params[1], self.log_scale_bound))
 
     def _attach_gradient(self, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
-        """Give the solution ``x`` of ``f(x) = y`` its gradient, by the implicit function theorem."""
+        """Give the solution ``x`` of ``f(x) = y`` its (implicit) gradient."""
         shift, log_scale = self._shift_and_log_scale(x, context)
         scale = log_scale.exp()
         residual = y - (x * scale + shift)

@@ -1,5 +1,6 @@
 """What every transform shares: shapes, checks, conditioning, and Pyro's protocol."""
 
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,16 +13,28 @@ from pyro_flows import _checks
 from pyro_flows.errors import ShapeError
 
 
+def any_float(module: nn.Module) -> Tensor | None:
+    """Return a parameter or buffer that shows a module's dtype and device, if it has one."""
+    # Not by .parameters(): it hashes modules, which breaks the graph of torch.compile.
+    for tensor in chain(module._parameters.values(), module._buffers.values()):
+        if tensor is not None and tensor.is_floating_point():
+            return tensor
+    found = (any_float(child) for child in module._modules.values() if child is not None)
+    return next((tensor for tensor in found if tensor is not None), None)
+
+
 class FlowTransform(TransformModule, ConditionalTransform):
     r"""Base of every transform: a bijection of :math:`\mathbb{R}^D` that may depend on a context.
 
     A subclass writes two methods, each for inputs that are already checked:
 
-    - ``_forward_and_ladj(x, context)`` returns ``y`` and :math:`\log |\det \partial y / \partial x|`,
-    - ``_inverse_and_ladj(y, context)`` returns ``x`` and :math:`\log |\det \partial x / \partial y|`.
+    - ``_forward_and_ladj(x, context)`` returns ``y`` and
+      :math:`\log |\det \partial y / \partial x|`,
+    - ``_inverse_and_ladj(y, context)`` returns ``x`` and
+      :math:`\log |\det \partial x / \partial y|`.
 
-    The rest is derived here. Nothing is cached, so nothing goes stale when parameters move: a draw's
-    own density is kept by the :class:`~pyro_flows.Flow` that drew it.
+    The rest is derived here. Nothing is cached, so nothing goes stale when parameters move: a
+    draw's own density is kept by the :class:`~pyro_flows.Flow` that drew it.
 
     Attributes:
         input_dim: Number of coordinates, on the last axis.
@@ -82,7 +95,7 @@ class FlowTransform(TransformModule, ConditionalTransform):
             ``y`` of shape ``(*, input_dim)`` and the log-determinant of shape ``(*)``.
 
         Raises:
-            DomainError: ``x`` is not a real floating-point tensor.
+            DomainError: ``x`` is not a real floating-point tensor of the parameters' dtype.
             ShapeError: A shape is wrong, or the context is missing or not wanted.
         """
         self._check(x, context)
@@ -99,7 +112,7 @@ class FlowTransform(TransformModule, ConditionalTransform):
             ``x`` of shape ``(*, input_dim)`` and the log-determinant of shape ``(*)``.
 
         Raises:
-            DomainError: ``y`` is not a real floating-point tensor.
+            DomainError: ``y`` is not a real floating-point tensor of the parameters' dtype.
             ShapeError: A shape is wrong, or the context is missing or not wanted.
         """
         self._check(y, context)
@@ -108,12 +121,15 @@ class FlowTransform(TransformModule, ConditionalTransform):
     def _check(self, points: Tensor, context: Tensor | None) -> None:
         _checks.check_points(self._name, "points", points, self.input_dim)
         _checks.check_context(self._name, context, self.context_dim)
+        _checks.check_dtypes(
+            self._name, points=points, context=context, parameters=any_float(self)
+        )
         if context is not None:
             _checks.check_broadcast(
                 self._name, points=points.shape[:-1], context=context.shape[:-1]
             )
 
-    def condition(self, context: Tensor | None) -> "FlowTransform | Conditioned":
+    def condition(self, context: Tensor) -> "FlowTransform | Conditioned":
         """Return this transform with the context fixed; itself, where it takes none.
 
         Args:

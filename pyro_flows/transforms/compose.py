@@ -1,13 +1,25 @@
 """Transforms made of other transforms."""
 
 from collections.abc import Iterable
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
+from pyro_flows.numerics import widen
 from pyro_flows.transforms.base import FlowTransform
+
+
+def _check_transform(who: str, value: object) -> None:
+    if not isinstance(value, FlowTransform):
+        raise _checks.refusal(
+            DomainError,
+            who,
+            expected="a FlowTransform",
+            got=_checks.describe(value),
+            advice="Subclass FlowTransform to bring a transform of your own.",
+        )
 
 
 class Compose(FlowTransform):
@@ -45,14 +57,7 @@ class Compose(FlowTransform):
                 DomainError, who, expected="at least one transform", got="an empty list"
             )
         for part in parts:
-            if not isinstance(part, FlowTransform):
-                raise _checks.refusal(
-                    DomainError,
-                    who,
-                    expected="every part to be a FlowTransform",
-                    got=_checks.describe(part),
-                    advice="Subclass FlowTransform to bring a transform of your own.",
-                )
+            _check_transform(who, part)
         for name in ("input_dim", "context_dim"):
             sizes = {getattr(part, name) for part in parts} - {0}
             if len(sizes) > 1:
@@ -60,16 +65,20 @@ class Compose(FlowTransform):
                     ShapeError, who, expected=f"parts of one {name}", got=f"{sorted(sizes)}"
                 )
 
+    @property
+    def _ordered(self) -> list[FlowTransform]:
+        return cast("list[FlowTransform]", list(self.parts))
+
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(())
-        for part in self.parts:
+        total = widen(x.new_zeros(()))
+        for part in self._ordered:
             x, ladj = part._forward_and_ladj(x, context if part.context_dim else None)
             total = total + ladj
         return x, total
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = y.new_zeros(())
-        for part in reversed(self.parts):
+        total = widen(y.new_zeros(()))
+        for part in reversed(self._ordered):
             y, ladj = part._inverse_and_ladj(y, context if part.context_dim else None)
             total = total + ladj
         return y, total
@@ -95,7 +104,7 @@ class Inverse(FlowTransform):
     """
 
     def __init__(self, transform: FlowTransform) -> None:
-        Compose._check_parts([transform])
+        _check_transform(type(self).__name__, transform)
         super().__init__(transform.input_dim, context_dim=transform.context_dim)
         self.transform = transform
         self.inverse_kind = transform.inverse_kind  # type: ignore[misc]
@@ -107,5 +116,5 @@ class Inverse(FlowTransform):
         return self.transform._forward_and_ladj(y, context)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        r"""Return :math:`\log |\det \partial y / \partial x|`, taken in the transform's own direction."""
+        r"""Return :math:`\log |\det \partial y / \partial x|`, from the transform's forward."""
         return -self.transform.log_abs_det_jacobian(y, x)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from pyro_flows import _checks
-from pyro_flows.errors import DomainError
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import soft_bound
+from pyro_flows.numerics import soft_bound, widen, zero_ladj
 from pyro_flows.transforms.base import FlowTransform
 
 
@@ -49,16 +48,7 @@ class _Coupling(FlowTransform):
     def _as_mask(self, mask: Sequence[bool] | Tensor | None) -> Tensor:
         if mask is None:
             return torch.arange(self.input_dim) < self.input_dim // 2
-        keep = torch.as_tensor(mask)
-        if keep.dtype != torch.bool or keep.shape != (self.input_dim,) or bool(keep.all()):
-            raise _checks.refusal(
-                DomainError,
-                self._name,
-                expected=f"a boolean mask of {self.input_dim} entries, not all of them true",
-                got=f"{keep.tolist()}",
-                advice="Mark with True the coordinates to keep; the others are moved.",
-            )
-        return keep
+        return torch.tensor(_checks.check_mask(self._name, mask, self.input_dim))
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.index_select(-1, self.order)
@@ -80,8 +70,8 @@ class AffineCoupling(_Coupling):
 
     Args:
         input_dim: Number of coordinates.
-        mask: True for the coordinates :math:`A` to keep, of shape ``(input_dim,)``; the first half if
-            not given. Where none is kept, the map depends on the context alone.
+        mask: True for the coordinates :math:`A` to keep, of shape ``(input_dim,)``; the first half
+            if not given. Where none is kept, the map depends on the context alone.
         hidden_dims: Widths of the conditioner's hidden layers.
         context_dim: Number of entries of the context; zero for none.
         activation: Name of the conditioner's activation.
@@ -129,14 +119,14 @@ class AffineCoupling(_Coupling):
         raw, shift = self._params(kept, context)
         log_scale = soft_bound(raw, self.log_scale_bound)
         y = self._join(kept, moved * log_scale.exp() + shift)
-        return y, log_scale.sum(-1).expand(y.shape[:-1])
+        return y, widen(log_scale).sum(-1).expand(y.shape[:-1])
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         kept, moved = self._split(y)
         raw, shift = self._params(kept, context)
         log_scale = soft_bound(raw, self.log_scale_bound)
         x = self._join(kept, (moved - shift) * torch.exp(-log_scale))
-        return x, -log_scale.sum(-1).expand(x.shape[:-1])
+        return x, -widen(log_scale).sum(-1).expand(x.shape[:-1])
 
 
 class AdditiveCoupling(_Coupling):
@@ -146,8 +136,8 @@ class AdditiveCoupling(_Coupling):
 
     Args:
         input_dim: Number of coordinates.
-        mask: True for the coordinates :math:`A` to keep, of shape ``(input_dim,)``; the first half if
-            not given. Where none is kept, the shift depends on the context alone.
+        mask: True for the coordinates :math:`A` to keep, of shape ``(input_dim,)``; the first half
+            if not given. Where none is kept, the shift depends on the context alone.
         hidden_dims: Widths of the conditioner's hidden layers.
         context_dim: Number of entries of the context; zero for none.
         activation: Name of the conditioner's activation.
@@ -156,8 +146,8 @@ class AdditiveCoupling(_Coupling):
         DomainError: A size, the mask or the activation is not possible.
 
     Reference:
-        Dinh, Krueger & Bengio (2015), *NICE: Non-linear independent components estimation*, section
-        3.2.
+        Dinh, Krueger & Bengio (2015), *NICE: Non-linear independent components estimation*,
+        section 3.2.
 
     Example:
         >>> import torch
@@ -171,9 +161,9 @@ class AdditiveCoupling(_Coupling):
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         kept, moved = self._split(x)
         y = self._join(kept, moved + self._params(kept, context)[0])
-        return y, y.new_zeros(y.shape[:-1])
+        return y, zero_ladj(y)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         kept, moved = self._split(y)
         x = self._join(kept, moved - self._params(kept, context)[0])
-        return x, x.new_zeros(x.shape[:-1])
+        return x, zero_ladj(x)

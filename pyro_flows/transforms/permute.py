@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows import _checks
-from pyro_flows.errors import DomainError
+from pyro_flows.numerics import zero_ladj
 from pyro_flows.transforms.base import FlowTransform
 
 
@@ -31,14 +31,7 @@ class Permute(FlowTransform):
     inverse_permutation: Tensor
 
     def __init__(self, permutation: Sequence[int] | Tensor) -> None:
-        order = torch.as_tensor(permutation)
-        if order.dim() != 1 or sorted(order.tolist()) != list(range(len(order))):
-            raise _checks.refusal(
-                DomainError,
-                type(self).__name__,
-                expected="each of 0 ... D-1 once",
-                got=f"{order.tolist()}",
-            )
+        order = torch.tensor(_checks.check_permutation(type(self).__name__, permutation))
         super().__init__(len(order))
         self.register_buffer("permutation", order)
         self.register_buffer("inverse_permutation", order.argsort())
@@ -54,7 +47,7 @@ class Permute(FlowTransform):
         return cls(torch.randperm(input_dim, generator=torch.Generator().manual_seed(seed)))
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return x.index_select(-1, self.permutation), x.new_zeros(x.shape[:-1])
+        return x.index_select(-1, self.permutation), zero_ladj(x)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return y.index_select(-1, self.inverse_permutation), y.new_zeros(y.shape[:-1])
+        return y.index_select(-1, self.inverse_permutation), zero_ladj(y)

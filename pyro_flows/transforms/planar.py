@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import log_sech_square
+from pyro_flows.numerics import log_sech_square, widen
 from pyro_flows.transforms.base import FlowTransform
 
 _LEAST_SLOPE = 1e-3
@@ -19,27 +19,29 @@ class Planar(FlowTransform):
     .. math:: y = x + \hat u \tanh(w^\top x + b), \qquad
         \det J = 1 + w^\top \hat u \, \mathrm{sech}^2(w^\top x + b)
 
-    The map is invertible where :math:`w^\top \hat u > -1`. The free vector :math:`u` is moved along :math:`w` to
-    make it so,
+    The map is invertible where :math:`w^\top \hat u > -1`. The free vector :math:`u` is moved
+    along :math:`w` to make it so,
 
     .. math:: \hat u = u + \frac{m(w^\top u) - w^\top u}{\|w\|^2} w, \qquad
         m(a) = \begin{cases} a & a \ge 0 \\ (1 - \epsilon)(e^a - 1) & a < 0 \end{cases}
 
-    With this :math:`m`, unlike the softplus of the paper, :math:`\hat u` stays bounded as :math:`w \to 0`, and
-    :math:`u = 0` is the identity, where training starts. The inverse reduces to one monotone equation for
-    :math:`t = w^\top x + b`, whose Newton iteration is started so that it converges from one side.
+    With this :math:`m`, unlike the softplus of the paper, :math:`\hat u` stays bounded as
+    :math:`w \to 0`, and :math:`u = 0` is the identity, where training starts. The inverse reduces
+    to one monotone equation for :math:`t = w^\top x + b`, whose Newton iteration is started so
+    that it converges from one side.
 
     Args:
         input_dim: Number of coordinates.
-        context_dim: Number of entries of the context, which then moves :math:`w, u, b`; zero for none.
+        context_dim: Number of entries of the context, which then moves :math:`w, u, b`; zero for
+            none.
         hidden_dims: Widths of the hidden layers of the context's network.
 
     Raises:
         DomainError: A size is not a positive integer.
 
     Reference:
-        Rezende & Mohamed (2015), *Variational inference with normalizing flows*, equations 10-12 and
-        appendix A.1.
+        Rezende & Mohamed (2015), *Variational inference with normalizing flows*, equations 10-12
+        and appendix A.1.
 
     Example:
         >>> import torch
@@ -87,15 +89,16 @@ class Planar(FlowTransform):
 
 
 def _log_slope(t: Tensor, bend: Tensor) -> Tensor:
-    return torch.log1p(bend * log_sech_square(t).exp())
+    return torch.log1p(widen(bend) * log_sech_square(widen(t)).exp())
 
 
 def _solve_bend(r: Tensor, bend: Tensor) -> Tensor:
-    r"""Solve :math:`t + c \tanh t = r` for ``t``, with :math:`c > -1` and the gradient that it implies.
+    r"""Solve :math:`t + c \tanh t = r` for ``t``, with :math:`c > -1`.
 
     Both sides are odd, so let :math:`r \ge 0`. For :math:`c > 0` the left side is concave, and for
-    :math:`c < 0` convex; started at the better one of the bounds :math:`r - c` and :math:`r / (1 + c)`, both below
-    the root in the first case and above it in the second, Newton's steps never cross it.
+    :math:`c < 0` convex; started at the better one of the bounds :math:`r - c` and
+    :math:`r / (1 + c)`, both below the root in the first case and above it in the second, Newton's
+    steps never cross it.
     """
     with torch.no_grad():
         size = r.abs()
@@ -106,9 +109,11 @@ def _solve_bend(r: Tensor, bend: Tensor) -> Tensor:
         t = torch.where(r < 0, -t, t)
     if not torch.is_grad_enabled():
         return t
-    # One more step, whose value is rounding and whose gradient is that of the implicit function.
-    slope = 1 + bend.detach() * log_sech_square(t).exp()
-    return t - (t + bend * torch.tanh(t) - r) / slope
+    # Two more steps, whose value is rounding and whose derivatives are those of the implicit
+    # function: one step alone gets the first one right, two get three.
+    for _ in range(2):
+        t = t - _newton_step(t, r, bend)
+    return t
 
 
 def _newton_step(t: Tensor, r: Tensor, bend: Tensor) -> Tensor:
