@@ -1,0 +1,175 @@
+"""The recipes."""
+
+import contracts
+import pytest
+import torch
+import zoo
+
+from pyro_flows import flows
+from pyro_flows.distributions import Flow
+
+RECIPES = pytest.mark.parametrize("name", zoo.RECIPES)
+SIZES = [pytest.param(d, c, id=f"D{d}-C{c}") for d in (1, 2, 5) for c in (0, 2)]
+
+
+def _case(name, d, c, *, dtype=torch.float64, scale=0.15, count=5):
+    flow = zoo.randomise(zoo.RECIPES[name](d, c).to(dtype), scale=scale)
+    return (
+        flow.transform,
+        zoo.points(count, d, dtype=dtype),
+        zoo.context_for(flow.transform, count),
+    )
+
+
+def _given(flow):
+    """Fix a context, where the flow takes one."""
+    context = zoo.context_for(flow.transform, dtype=torch.float32)
+    return flow if context is None else flow.condition(context)
+
+
+@RECIPES
+@pytest.mark.parametrize(("d", "c"), SIZES)
+def test_round_trip_and_ladj(name, d, c):
+    """FAULTS 4, 33."""
+    case = _case(name, d, c)
+    contracts.round_trip(*case)
+    contracts.inverse_ladj_negates(*case)
+    contracts.ladj_is_slogdet(*case)
+
+
+@RECIPES
+@pytest.mark.parametrize(("d", "c"), SIZES)
+def test_starts_at_identity(name, d, c):
+    """FAULTS 34."""
+    flow = zoo.RECIPES[name](d, c)
+    context = zoo.context_for(flow.transform, 50, dtype=torch.float32)
+    x = zoo.points(50, d, dtype=torch.float32)
+    contracts.starts_at_identity(flow.transform, x, context)
+
+
+@RECIPES
+@pytest.mark.parametrize(("d", "c"), SIZES)
+def test_every_parameter_learns(name, d, c):
+    contracts.every_parameter_learns(*_case(name, d, c, count=20))
+
+
+@RECIPES
+@pytest.mark.parametrize("d", [1, 3])
+def test_huge_points_stay_finite_at_the_start(name, d):
+    """FAULTS 15: in float32, from 1e2 to 1e30.
+
+    Where a log-scale is not saturated, a weight's gradient is a point times a hidden unit, which
+    grows with the point: from 1e19 on, it is itself beyond float32.
+    """
+    transform = zoo.RECIPES[name](d, 0).transform
+    for exponent in range(2, 31, 4):
+        x = zoo.points(20, d, dtype=torch.float32).sign() * 10.0**exponent
+        contracts.finite_at(transform, x, None, parameters=exponent < 19)
+        contracts.relative_round_trip(transform, x, None)
+
+
+@RECIPES
+@pytest.mark.parametrize("c", [0, 2])
+@pytest.mark.parametrize("d", [1, 2])
+def test_density_integrates_to_one_before_and_after_training(name, d, c):
+    """FAULTS 32: quadrature in one and two dimensions."""
+    flow = zoo.RECIPES[name](d, c)
+    data = 0.5 * torch.randn(200, d).cumsum(-1) + 1
+    nodes = 4001 if d == 1 else 201
+    contracts.density_integrates_to_one(_given(flow), nodes=nodes, tolerance=2e-3)
+    optimiser = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    for _ in range(20):
+        optimiser.zero_grad()
+        (-_given(flow).log_prob(data).mean()).backward()
+        optimiser.step()
+    contracts.density_integrates_to_one(_given(flow), nodes=nodes, tolerance=2e-3)
+
+
+@pytest.mark.parametrize(("name", "d"), [*((name, 2) for name in zoo.RECIPES), ("planar", 1)])
+def test_learns_a_density(name, d):
+    """FAULTS 27: scored on fresh draws, against the start and a Gaussian; the same both ways."""
+    torch.manual_seed(1)
+    flow, noise = getattr(flows, name)(d, num_transforms=4), torch.randn(2, 400, d)
+    data, fresh = noise + 0.8 * noise.flip(-1).cos().cumsum(-1).square()
+    optimiser = torch.optim.Adam(flow.parameters(), lr=5e-3)
+    before = flow.log_prob(fresh).mean().item()
+    for _ in range(100):
+        optimiser.zero_grad()
+        (-flow.log_prob(data).mean()).backward()
+        optimiser.step()
+    gaussian = torch.distributions.MultivariateNormal(data.mean(0), data.T.cov().view(d, d))
+    after = flow.log_prob(fresh).mean().item()
+    assert after > before + 0.1
+    if name != "nice":
+        assert after > gaussian.log_prob(fresh).mean().item() - 0.02
+    x, log_prob = flow.rsample_with_log_prob((1000,))
+    contracts.close(flow.log_prob(x), log_prob, "density of a draw", inputs=x, slack=10)
+
+
+@RECIPES
+@pytest.mark.parametrize("d", [1, 4])
+def test_masks_and_permutations_do_not_depend_on_the_global_generator(name, d):
+    """FAULTS 75: nor on the order in which flows are built."""
+    torch.manual_seed(0)
+    one = zoo.RECIPES[name](d, 0)
+    torch.manual_seed(1)
+    other = zoo.RECIPES[name](d, 0)
+    for (key, a), (_, b) in zip(one.named_buffers(), other.named_buffers(), strict=True):
+        assert torch.equal(a, b), key
+
+
+@RECIPES
+def test_options_are_honoured(name):
+    def count(**options):
+        return sum(p.numel() for p in getattr(flows, name)(4, **options).parameters())
+
+    assert count(num_transforms=2) < count(num_transforms=4)
+    assert count(num_transforms=1) > 0
+    assert count(context_dim=3, hidden_dims=()) < count(context_dim=3, hidden_dims=(9,))
+    assert count(context_dim=3, hidden_dims=(9,)) < count(context_dim=3)
+
+
+@pytest.mark.parametrize("d", [2, 3, 8])
+@pytest.mark.parametrize("recipe", [flows.realnvp, flows.nice])
+def test_couplings_move_every_coordinate(recipe, d):
+    """Two in a row are enough: the second moves what the first keeps."""
+    first, second, *_ = recipe(d).transform.parts
+    kept = [set(part.order[: part.num_kept].tolist()) for part in (first, second)]
+    assert kept[0] | kept[1] == set(range(d))
+    assert not kept[0] & kept[1]
+
+
+@RECIPES
+def test_one_dimension_ignores_no_option(name):
+    """FAULTS 4: what cannot act there is still checked, and what can, acts."""
+    recipe = getattr(flows, name)
+    assert recipe(1, num_transforms=3, context_dim=2, hidden_dims=(7,)).context_dim == 2
+    widths = {
+        parameter.shape[0]
+        for key, parameter in recipe(1, context_dim=2, hidden_dims=(7,)).named_parameters()
+        if "from_context" in key
+    }
+    assert widths == {7}
+
+
+@RECIPES
+def test_recipes_are_found_by_name(name):
+    recipe = flows.find(name)
+    assert recipe is getattr(flows, name) is flows.find(recipe)
+    assert isinstance(recipe(2), Flow)
+
+
+def test_registered_recipe_is_found_and_can_be_replaced(monkeypatch):
+    monkeypatch.setattr(flows, "_RECIPES", dict(flows._RECIPES))
+    flows.register("mine", flows.iaf)
+    assert flows.find("mine") is flows.iaf
+    flows.register("mine", flows.maf)
+    assert flows.find("mine") is flows.maf
+
+
+@pytest.mark.parametrize("recipe", [flows.iaf, flows.maf])
+@pytest.mark.parametrize("num_transforms", [1, 2, 3, 4])
+def test_autoregressive_recipes_start_at_the_identity_for_any_number(recipe, num_transforms):
+    """FAULTS 34: reversals between the transforms do not add up to one."""
+    flow = recipe(3, num_transforms=num_transforms)
+    contracts.starts_at_identity(flow.transform, zoo.points(20, 3, dtype=torch.float32), None)

@@ -1,0 +1,184 @@
+"""Every transform and every recipe, by name: the rows over which the generic contracts run.
+
+A factory takes the number of coordinates and the size of the context. Networks are small, so that
+the whole zoo stays quick; a transform that takes no context is listed in ``WITHOUT_CONTEXT``.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+
+from pyro_flows import flows
+from pyro_flows.distributions import Flow
+from pyro_flows.nn.activations import ACTIVATIONS
+from pyro_flows.transforms import (
+    AdditiveCoupling,
+    AffineAutoregressive,
+    AffineCoupling,
+    Compose,
+    ElementwiseAffine,
+    FlowTransform,
+    Inverse,
+    LowerTriangularAffine,
+    Permute,
+    Planar,
+)
+
+Factory = Callable[[int, int], FlowTransform]
+HIDDEN = (12, 10)
+
+
+def _alternating(input_dim: int) -> list[bool]:
+    return [i % 2 == 1 for i in range(input_dim)]
+
+
+def _located_elementwise(d: int, c: int) -> FlowTransform:
+    return ElementwiseAffine(
+        d,
+        loc=torch.linspace(-1.0, 2.0, d),
+        scale=torch.linspace(0.5, 2.0, d),
+        context_dim=c,
+        hidden_dims=HIDDEN,
+    )
+
+
+def _located_triangular(d: int, c: int) -> FlowTransform:
+    scale_tril = torch.eye(d) + 0.3 * torch.ones(d, d).tril()
+    loc = torch.linspace(-1.0, 2.0, d)
+    return LowerTriangularAffine(
+        d, loc=loc, scale_tril=scale_tril, context_dim=c, hidden_dims=HIDDEN
+    )
+
+
+def _coupling(d: int, c: int, **options: object) -> FlowTransform:
+    return AffineCoupling(d, context_dim=c, **{"hidden_dims": HIDDEN, **options})
+
+
+def _autoregressive(d: int, c: int, **options: object) -> FlowTransform:
+    return AffineAutoregressive(d, context_dim=c, **{"hidden_dims": HIDDEN, **options})
+
+
+def _compose_couplings(d: int, c: int) -> FlowTransform:
+    return Compose([_coupling(d, c), Permute.reversal(d), _coupling(d, c)])
+
+
+def _compose_everything(d: int, c: int) -> FlowTransform:
+    return Compose(
+        [
+            Planar(d, context_dim=c, hidden_dims=HIDDEN),
+            _autoregressive(d, c),
+            Permute.random(d, seed=3),
+            Inverse(_autoregressive(d, 0)),
+            AdditiveCoupling(d, context_dim=c, hidden_dims=HIDDEN),
+            ElementwiseAffine(d),
+        ]
+    )
+
+
+ZOO: dict[str, Factory] = {
+    "elementwise_affine": lambda d, c: ElementwiseAffine(d, context_dim=c, hidden_dims=HIDDEN),
+    "elementwise_affine_located": _located_elementwise,
+    "lower_triangular_affine": lambda d, c: LowerTriangularAffine(
+        d, context_dim=c, hidden_dims=HIDDEN
+    ),
+    "lower_triangular_affine_located": _located_triangular,
+    "additive_coupling": lambda d, c: AdditiveCoupling(d, context_dim=c, hidden_dims=HIDDEN),
+    "affine_coupling": _coupling,
+    "affine_coupling_linear": partial(_coupling, hidden_dims=()),
+    "affine_coupling_alternating": lambda d, c: _coupling(d, c, mask=_alternating(d)),
+    "affine_coupling_moving_all": lambda d, c: _coupling(d, c, mask=[False] * d),
+    "autoregressive_linear": partial(_autoregressive, hidden_dims=()),
+    "autoregressive_deep": partial(_autoregressive, hidden_dims=(8, 12, 6)),
+    **{
+        f"autoregressive_{name}": partial(_autoregressive, activation=name) for name in ACTIVATIONS
+    },
+    "inverse_autoregressive": lambda d, c: Inverse(_autoregressive(d, c)),
+    "inverse_planar": lambda d, c: Inverse(Planar(d, context_dim=c, hidden_dims=HIDDEN)),
+    "inverse_compose": lambda d, c: Inverse(_compose_couplings(d, c)),
+    "permute_reversal": lambda d, c: Permute.reversal(d),
+    "permute_random": lambda d, c: Permute.random(d, seed=1),
+    "planar": lambda d, c: Planar(d, context_dim=c, hidden_dims=HIDDEN),
+    "compose_couplings": _compose_couplings,
+    "compose_everything": _compose_everything,
+    "compose_nested": lambda d, c: Compose([_compose_couplings(d, c), _located_triangular(d, 0)]),
+}
+
+RECIPES: dict[str, Callable[[int, int], Flow]] = {
+    "iaf": lambda d, c: flows.iaf(d, context_dim=c),
+    "maf": lambda d, c: flows.maf(d, context_dim=c),
+    "nice": lambda d, c: flows.nice(d, context_dim=c),
+    "planar": lambda d, c: flows.planar(d, context_dim=c),
+    "realnvp": lambda d, c: flows.realnvp(d, context_dim=c),
+}
+
+# Rows that take no context and have no parameters.
+WITHOUT_CONTEXT = frozenset({"permute_reversal", "permute_random"})
+AUTOREGRESSIVE = tuple(name for name in ZOO if name.startswith("autoregressive"))
+# One member of each kind, for the contracts whose cost is high or whose code the variants share.
+KINDS = (
+    "elementwise_affine_located",
+    "lower_triangular_affine_located",
+    "additive_coupling",
+    "affine_coupling",
+    "autoregressive_silu",
+    "inverse_autoregressive",
+    "permute_random",
+    "planar",
+    "compose_everything",
+)
+
+
+def names(context_dim: int, among: Iterable[str] = ZOO) -> list[str]:
+    """Return the rows that can be built with a context of that size."""
+    return [name for name in among if context_dim == 0 or name not in WITHOUT_CONTEXT]
+
+
+def rows(among: Iterable[str] = ZOO) -> list[tuple[str, int]]:
+    """Return each row with each size of the context that it takes, out of 0 and 2."""
+    return [(name, c) for c in (0, 2) for name in names(c, among)]
+
+
+def learnable(among: Iterable[str] = ZOO) -> list[str]:
+    """Return the rows that have parameters."""
+    return [name for name in among if name not in WITHOUT_CONTEXT]
+
+
+def build(
+    name: str,
+    input_dim: int,
+    context_dim: int = 0,
+    *,
+    dtype: torch.dtype = torch.float64,
+    scale: float = 0.4,
+    seed: int = 0,
+) -> FlowTransform:
+    """Return a row of the zoo, at random parameters away from the identity."""
+    return randomise(ZOO[name](input_dim, context_dim).to(dtype), scale=scale, seed=seed)
+
+
+def randomise(module: torch.nn.Module, *, scale: float = 0.4, seed: int = 0) -> torch.nn.Module:
+    """Draw every parameter from N(0, scale^2), from the seed alone; return the module."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_(scale * noise)
+    return module
+
+
+def points(
+    *shape: int, dtype: torch.dtype = torch.float64, scale: float = 1.5, seed: int = 1
+) -> torch.Tensor:
+    """Return normal points, from the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def context_for(
+    transform: FlowTransform, *batch: int, dtype: torch.dtype = torch.float64
+) -> torch.Tensor | None:
+    """Return a context of that batch shape, or none where the transform takes none."""
+    if transform.context_dim == 0:
+        return None
+    return points(*batch, transform.context_dim, dtype=dtype, scale=1.0, seed=2)
