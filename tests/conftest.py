@@ -1,20 +1,10 @@
 """Settings that every test shares."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyro
 import pytest
 import torch
-
-# The shared helpers (zoo, contracts) are plain modules beside the tests.
-sys.path.insert(0, str(Path(__file__).parent))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker of heavy tests."""
-    config.addinivalue_line("markers", "slow: takes seconds; left out by -m 'not slow'")
 
 
 @pytest.fixture(autouse=True)

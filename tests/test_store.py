@@ -9,13 +9,6 @@ from pyro.infer import SVI, Trace_ELBO
 import pyro_flows as pf
 
 
-@pytest.fixture(autouse=True)
-def _empty_store():
-    pyro.clear_param_store()
-    yield
-    pyro.clear_param_store()
-
-
 def train(guide, model, *args, steps=60):
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO(8, vectorize_particles=True))
     return [svi.step(*args) for _ in range(steps)]
