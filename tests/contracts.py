@@ -300,6 +300,7 @@ def copies_are_equal(transform: FlowTransform, x: Tensor, context: Context) -> N
         reload(transform),
     ):
         same_map(clone, transform, x, context)
+        assert clone.inv.inv is clone, "the inverse of a copy is that of the original"
     shared = {p.data_ptr() for p in deep.parameters()} & {
         p.data_ptr() for p in transform.parameters()
     }

@@ -85,7 +85,9 @@ def test_gaussian_flow_is_the_multivariate_normal(dtype):
 def test_standard_normal_is_torchs():
     x, want = zoo.points(7, 4, 3), dist.Normal(0.0, 1.0).expand([3]).to_event(1)
     contracts.close(StandardNormal(3).log_prob(x), want.log_prob(x), "log-density", inputs=x)
-    assert StandardNormal(3).expand((5,)).sample((2,)).shape == (2, 5, 3)
+    five = StandardNormal(3).expand((5,))
+    assert five.sample((2,)).shape == (2, 5, 3)
+    assert five.log_prob(torch.zeros(3)).shape == (5,)
 
 
 @pytest.mark.parametrize("default", DTYPES, ids=str)

@@ -20,9 +20,13 @@ import pyro_flows as pf
 LOOP = pf.fit.__globals__["_Loop"]
 
 
+def small_realnvp(input_dim):
+    return pf.flows.realnvp(input_dim, num_transforms=2)
+
+
 def fit_normal(**options):
     y = normal_data()
-    guide = pf.AutoFlow(normal_model, lambda d: pf.flows.realnvp(d, num_transforms=2))
+    guide = pf.AutoFlow(normal_model, small_realnvp)
     options = {"steps": 20, "particles": 8, "seed": 0, "progress": False, **options}
     return guide, pf.fit(normal_model, guide, y, **options)
 
@@ -46,8 +50,8 @@ def test_fit_reaches_a_collinear_posterior_and_its_evidence(flow):
 
 def test_fit_corrects_a_start_that_is_off():
     y = normal_data(mean=6.0)
-    guide = pf.AutoFlow(normal_model, start="prior")
-    options = {"steps": 1000, "particles": 16, "lr": 2e-2}
+    guide = pf.AutoFlow(normal_model, small_realnvp, start="prior")
+    options = {"steps": 600, "particles": 32, "lr": 5e-2}
     result = pf.fit(normal_model, guide, y, seed=0, progress=False, **options)
     mean, sd, evidence = normal_posterior(y)
     assert result.elbo == pytest.approx(evidence, abs=0.05)
@@ -92,7 +96,8 @@ def test_model_parameters_are_trained_too():
             pyro.sample("y", dist.Normal(mu, sd), obs=y)
 
     y = 4 * normal_data(num=200)
-    pf.fit(model, pf.AutoFlow(model), y, steps=500, particles=16, lr=3e-2, seed=0, progress=False)
+    guide = pf.AutoFlow(model, small_realnvp)
+    pf.fit(model, guide, y, steps=300, particles=16, lr=5e-2, seed=0, progress=False)
     assert pyro.param("sd").item() == pytest.approx(y.std().item(), rel=0.05)
     pyro.clear_param_store()
 
