@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -46,7 +47,19 @@ def impossible_model():
     pyro.factor("penalty", a - torch.inf)
 
 
+def masked_latent():
+    mask = torch.tensor([True, False])
+    pyro.sample("y", dist.Normal(torch.zeros(2), 1.0), obs=torch.zeros(2), obs_mask=mask)
+
+
+def array_data():
+    pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(torch.zeros(2), 1.0).to_event(1), obs=np.zeros(2))
+
+
 MODELS = [
+    (masked_latent, pf.DomainError, ["'y_unobserved'", "mask", "missing rows"]),
+    (array_data, pf.DomainError, ["'y'", "ndarray", "torch.as_tensor"]),
     (discrete, pf.DomainError, ["'k'", "Poisson", "hide=['k']", "TraceEnum_ELBO"]),
     (empty, pf.DomainError, ["at least one latent", "pyro.sample"]),
     (subsampled, pf.DomainError, ["'rows'", "'z'", "10 of 100", "do not subsample"]),

@@ -1,6 +1,8 @@
 """The fit loop: right on closed forms, reproducible, and not spoilt by a bad step."""
 
 import logging
+import subprocess
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -16,8 +18,7 @@ from models import (
 )
 
 import pyro_flows as pf
-
-LOOP = pf.fit.__globals__["_Loop"]
+from pyro_flows.infer.loop import Loop
 
 
 def small_realnvp(input_dim):
@@ -129,7 +130,7 @@ def standard_normal_guide():
 def train_faulty(model, steps, guide=None):
     """Fit with a model that turns bad only once the steps begin."""
     guide = guide or standard_normal_guide()
-    loop_began = LOOP.run
+    loop_began = Loop.run
 
     def armed(self, *args):
         model.armed = True
@@ -139,7 +140,7 @@ def train_faulty(model, steps, guide=None):
             model.armed = False
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LOOP, "run", armed)
+        patch.setattr(Loop, "run", armed)
         result = pf.fit(model, guide, steps=steps, particles=4, seed=0, progress=False)
     return guide, result
 
@@ -202,7 +203,7 @@ def test_frozen_parameters_stay_frozen():
 def test_bad_step_leaves_parameters_and_moments_bitwise_unchanged():
     """FAULTS 45."""
     seen = []
-    take_step = LOOP._step
+    take_step = Loop._step
 
     def watched(self, particles):
         before = state_of(self)
@@ -211,7 +212,7 @@ def test_bad_step_leaves_parameters_and_moments_bitwise_unchanged():
         return good
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LOOP, "_step", watched)
+        patch.setattr(Loop, "_step", watched)
         train_faulty(Faulty({3}), 4)
     assert seen == [(True, False), (True, False), (False, True), (True, False)]
 
@@ -239,3 +240,70 @@ def test_small_steps_run_on_one_thread_and_the_number_is_put_back():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def result_with(**changes):
+    fields = {
+        "losses": torch.zeros(1).numpy(),
+        "status": "max_steps",
+        "reason": "",
+        "steps": 1,
+        "skipped_steps": 0,
+        "seconds": 1.0,
+        "elbo": -1.0,
+        "elbo_se": 0.1,
+        "ess": 0.5,
+        "k_hat": 0.5,
+        "vectorized": True,
+        "subsampled": False,
+    }
+    return repr(pf.FitResult(**{**fields, **changes}))
+
+
+def test_verdict_weighs_what_is_known():
+    assert "good: below 0.7" in result_with()
+    assert "bad: above 0.7" in result_with(k_hat=1.2)
+    assert "good: nearly all" in result_with(k_hat=1.2, ess=0.99)
+    assert "good: nearly all" in result_with(k_hat=float("nan"), ess=1.0)
+    assert "leaves the support" in result_with(elbo=float("-inf"), k_hat=-0.3)
+    assert "subsampled" in result_with(subsampled=True, k_hat=float("nan"))
+
+
+def test_no_verdict_from_weights_of_subsampled_data():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(y), subsample_size=5) as index:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
+
+    y = normal_data()
+    result = pf.fit(model, pf.AutoFlow(model), y, steps=5, particles=4, seed=0, progress=False)
+    assert result.subsampled
+    assert result.k_hat != result.k_hat
+    assert "subsampled" in repr(result)
+
+
+def test_only_the_gradient_is_bad():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if model.armed:
+            pyro.factor("edge", torch.sqrt(z * 0.0))
+
+    model.armed = False
+    with pytest.raises(pf.NonFiniteError, match="its gradient is not"):
+        train_faulty(model, 60)
+
+
+def test_warnings_as_errors_do_not_lose_a_fit():
+    script = """
+import warnings, torch, pyro, pyro.distributions as dist
+import pyro_flows as pf
+def model():
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+warnings.simplefilter("error")
+result = pf.fit(model, pf.AutoFlow(model), steps=2, particles=2, progress=False)
+pf.to_arviz(model, pf.AutoFlow(model), num_draws=10)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

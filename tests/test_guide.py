@@ -322,3 +322,30 @@ def test_deterministic_sites_and_model_arguments_pass_through():
     guide.initialise(2.0, shift=5.0)
     assert set(guide(2.0, shift=5.0)) == {"a"}
     assert guide.median()["a"] == pytest.approx(5.0, abs=0.1)
+
+
+def test_copy_before_set_up_keeps_the_model():
+    y = normal_data()
+    twin = copy.deepcopy(pf.AutoFlow(normal_model))
+    pf.fit(normal_model, twin, y, steps=2, particles=2, progress=False)
+    bare = pickle.loads(pickle.dumps(pf.AutoFlow(normal_model)))
+    with pytest.raises(pf.DomainError, match="before it was pickled"):
+        bare.initialise(y)
+
+
+def test_improper_priors_start_at_the_origin():
+    x, y = regression_data(dtype=torch.float64)
+
+    def flat():
+        beta = pyro.sample("beta", dist.ImproperUniform(dist.constraints.real_vector, (), (4,)))
+        sigma = pyro.sample("sigma", dist.ImproperUniform(dist.constraints.positive, (), ()))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal((x * beta).sum(-1), sigma), obs=y)
+
+    guide = pf.AutoFlow(flat)
+    result = pf.fit(flat, guide, steps=100, particles=32, seed=0, progress=False)
+    assert result.vectorized
+    expected = torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
+    covariance = torch.linalg.inv(x.T @ x)
+    error = (guide.median()["beta"] - expected) / covariance.diagonal().sqrt()
+    assert error.abs().max() < 0.1

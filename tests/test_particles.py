@@ -53,8 +53,8 @@ def test_model_that_broadcasts_wrongly_without_an_error_is_looped():
         pyro.factor("f", -z.reshape(-1)[:3].square().sum())
 
     particles = Particles(model, ready(model), (), {})
-    assert particles.guide_broadcasts
-    assert not particles.model_broadcasts
+    assert particles.broadcast.guide
+    assert not particles.broadcast.model
     log_p = particles.score(5).log_p
     assert len(set(log_p.tolist())) == 5
 
@@ -69,7 +69,7 @@ def test_guide_that_does_not_broadcast_is_looped_with_its_model():
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
     particles = Particles(model, guide, (), {})
-    assert not particles.guide_broadcasts
+    assert not particles.broadcast.guide
     scores = particles.score(2000)
     assert (scores.log_p - scores.log_q).mean().item() == pytest.approx(-0.25, abs=0.05)
 
@@ -133,3 +133,73 @@ def test_score_function_gradients_are_unbiased():
     pf.fit(normal_model, guide, y, steps=600, particles=128, lr=3e-2, seed=0, progress=False)
     assert pyro.param("loc").item() == pytest.approx(normal_posterior(y)[0], abs=0.1)
     pyro.clear_param_store()
+
+
+def test_model_that_mixes_particles_within_rounding_of_the_sum_is_looped():
+    """The sums of 20,000 log-densities agree to rounding; the entries do not."""
+    y = torch.randn(20_000) + 1
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        mean = z.mean()  # over the particles as well
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    particles = Particles(model, ready(model), (), {})
+    assert particles.broadcast.guide
+    assert not particles.broadcast.model
+    assert "'y'" in particles.broadcast.reason
+
+
+@pytest.mark.parametrize("far", [2e3, 2e4])
+def test_posterior_far_from_zero_is_not_looped(far):
+    """Rounding in a round trip of the guide is no sign that it mixes particles."""
+    y = torch.randn(1000) + far
+
+    def model():
+        mean = pyro.sample("mean", dist.Normal(far, 100.0))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+    assert Particles(model, ready(model), (), {}).vectorized
+
+
+def test_any_error_under_the_plate_means_a_loop_and_is_told(caplog):
+    def model():
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample(
+            "y", dist.Normal(torch.full((), float(mean.detach())), 1.0), obs=torch.tensor(1.0)
+        )
+
+    guide = ready(model, start="prior")
+    assert not Particles(model, guide, (), {}).vectorized
+    with caplog.at_level("WARNING", logger="pyro_flows"):
+        result = pf.fit(model, guide, steps=2, particles=2, progress=False)
+    assert "once for each particle" in caplog.text
+    assert "under a particle plate" in caplog.text
+    assert "one particle at a time" in repr(result)
+
+
+def enumerated():
+    a = pyro.sample("a", dist.Normal(0.0, 5.0))
+    with pyro.plate("rows", 4):
+        which = pyro.sample("which", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(a * which, 1.0), obs=torch.ones(4))
+
+
+def branching():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    if a.dim() == 0 and a > 0:
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(("model", "name"), [(enumerated, "which"), (branching, "b")])
+def test_latent_that_the_guide_lacks_is_refused(model, name):
+    """FAULTS 54: it would be drawn from its prior, without a word."""
+
+    def guide():
+        pyro.sample("a", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 10.0))
+
+    with pytest.raises(pf.DomainError, match=f"'{name}'.*TraceEnum_ELBO"):
+        pf.fit(model, guide, steps=1, particles=2, seed=1, progress=False)

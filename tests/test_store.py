@@ -1,5 +1,7 @@
 """Pyro's parameter store: no guide trains another's tensors, and a saved store is found again."""
 
+import gc
+
 import pyro
 import pytest
 import torch
@@ -87,3 +89,18 @@ def test_fit_leaves_the_store_alone_and_works_with_module_local_parameters():
         guide = pf.AutoFlow(normal_model)
         result = pf.fit(normal_model, guide, y, steps=3, particles=4, progress=False)
     assert result.steps == 3
+
+
+def test_name_of_a_guide_that_is_gone_is_free_again():
+    """A notebook's cell that runs again does not fill the store, nor save the oldest guide."""
+    y = normal_data()
+    for _ in range(3):
+        guide = pf.AutoFlow(normal_model)
+        train(guide, normal_model, y, steps=1)
+        number = len(pyro.get_param_store())
+        del guide
+        gc.collect()
+    guide = pf.AutoFlow(normal_model)
+    train(guide, normal_model, y, steps=1)
+    assert len(pyro.get_param_store()) == number
+    assert {name.split(".")[0] for name in pyro.get_param_store()} == {"AutoFlow"}

@@ -14,6 +14,7 @@ from pyro_flows.diagnostics.layout import Layout, layout_of
 from pyro_flows.errors import DomainError
 from pyro_flows.infer import store
 from pyro_flows.infer.guide import AutoFlow
+from pyro_flows.infer.importance import import_arviz
 from pyro_flows.infer.random import seeded
 
 
@@ -105,8 +106,7 @@ def to_arviz(
 
 
 def _from_dict(groups: Groups, layout: Layout, attrs: dict[str, str]) -> Any:
-    import arviz as az
-
+    az = import_arviz()
     from_dict: Callable[..., Any] = az.from_dict
     named = {"dims": layout.dims(), "coords": layout.members}
     if int(az.__version__.split(".")[0]) >= 1:

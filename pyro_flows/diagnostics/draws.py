@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
-from pyro_flows.infer.particles import PARTICLES, Particles
+from pyro_flows.infer.particles import Particles
+from pyro_flows.infer.tracer import PARTICLES
 
 Fn = Callable[..., Any]
 # A message of Pyro's, typed there in part: a dictionary that scoring adds to.
@@ -83,7 +84,7 @@ class Draws:
         """
         if self.vectorized:
             yield self._plated(self._guide_trace(num), num, predictive)
-        elif self._particles.guide_broadcasts:
+        elif self._particles.broadcast.guide:
             yield from self._looped(self._guide_trace(num), num, predictive)
         else:
             for guide_trace, model_trace in self._particles.single_traces(num):

@@ -12,7 +12,7 @@ import torch
 from pyro_flows import _checks
 from pyro_flows.diagnostics.draws import Draws, Site, data_shape, is_data, is_deterministic
 from pyro_flows.errors import DomainError
-from pyro_flows.infer.particles import PARTICLES
+from pyro_flows.infer.tracer import PARTICLES
 
 Kind = Literal["latent", "deterministic", "data"]
 

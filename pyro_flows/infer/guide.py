@@ -1,5 +1,7 @@
 """A guide that is a flow over all latents of a model."""
 
+import copy
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +21,7 @@ from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer import store
 from pyro_flows.infer.log_density import LogDensity
 from pyro_flows.infer.model_check import ModelCheck
+from pyro_flows.infer.random import seeded
 from pyro_flows.infer.start import FULL_RANK_LIMIT, STARTS, Start, StartFn
 from pyro_flows.transforms import ElementwiseAffine, FlowTransform, LowerTriangularAffine
 
@@ -26,7 +29,8 @@ logger = logging.getLogger("pyro_flows")
 
 _NUM_INITS = 3
 _MOST_INITS = 10
-_QUANTILE_DRAWS = 4000
+# For medians and quantiles: fewer draws where there are many latents.
+_QUANTILE_DRAWS, _LEAST_QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4000, 400, 1_000_000
 
 
 class AutoFlow(AutoContinuous):
@@ -89,7 +93,8 @@ class AutoFlow(AutoContinuous):
             raise _checks.refusal(
                 DomainError, self._who, expected="a model to call", got=_checks.describe(model)
             )
-        super().__init__(ModelCheck(self._who)(model), init_loc_fn=init_loc_fn)
+        checked = ModelCheck(self._who)(model)
+        super().__init__(checked, init_loc_fn=_or_origin(init_loc_fn))
         # In a tuple, so that it does not become a submodule; Pyro's own copy draws initial values.
         self._bare_model = (model,)
         self.create_plates = create_plates
@@ -111,6 +116,15 @@ class AutoFlow(AutoContinuous):
             self._create_plates(*args, **kwargs)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        if self._bare_model is None:
+            raise _checks.refusal(
+                DomainError,
+                self._who,
+                expected="a guide that was set up before it was pickled",
+                got="one without its model",
+                advice="Pickle it after guide.initialise(*args), or build it anew.",
+            )
+        logger.info("%s: looks for a start", self._who)
         try:
             # Validation would word a NaN in Pyro's terms, and without the site.
             with poutine.block(), pyro.validation_enabled(False):
@@ -278,9 +292,11 @@ class AutoFlow(AutoContinuous):
 
     def _fixed_draws(self) -> dict[str, Tensor]:
         flow = self._ready_flow()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            eps = flow.base_dist.expand((_QUANTILE_DRAWS // 2,)).sample()
+        num = min(
+            _QUANTILE_DRAWS, max(_LEAST_QUANTILE_DRAWS, _QUANTILE_NUMBERS // self.latent_dim)
+        )
+        with seeded(self._who, 0):
+            eps = flow.base_dist.expand((num // 2,)).sample()
         latents = flow.transform(torch.cat([eps, -eps, torch.zeros_like(eps[:1])]))
         draws, position = {}, 0
         for name, site in self._latent_sites():
@@ -289,6 +305,14 @@ class AutoFlow(AutoContinuous):
             draws[name] = biject_to(site["fn"].support)(chunk.reshape(-1, *shape))
             position += shape.numel()
         return draws
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AutoFlow":
+        # Through the state, which leaves the model behind; a copy in this process can keep it.
+        new: AutoFlow = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new._model, new._bare_model = self._model, self._bare_model
+        return new
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's version empties the live guide, and its parameters carry weak references.
@@ -299,3 +323,19 @@ class AutoFlow(AutoContinuous):
             return {**super().__getstate__(), "_bare_model": None}
         finally:
             self._model, self.master = model, master
+
+
+def _or_origin(init_loc_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Begin at the origin of the unconstrained space where a prior has no draws to begin from."""
+
+    @functools.wraps(init_loc_fn)
+    def init(site: Any = None) -> Any:
+        if site is None:
+            return init
+        try:
+            return init_loc_fn(site)
+        except NotImplementedError:
+            transform = biject_to(site["fn"].support)
+            return transform(torch.zeros(transform.inverse_shape(site["fn"].shape())))
+
+    return init

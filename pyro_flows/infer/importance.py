@@ -1,6 +1,9 @@
 """Importance weights of a guide's draws: what they say about the guide."""
 
+import importlib
 import math
+import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,12 +62,17 @@ def pareto_k(log_weights: np.ndarray | torch.Tensor) -> float:
     return k_hat if math.isfinite(k_hat) else math.nan
 
 
-def _psis_shape(log_weights: np.ndarray) -> float:
-    import arviz  # noqa: PLC0415  (two seconds, for those who ask for k-hat only)
+def import_arviz() -> Any:
+    """Import ArviZ, which takes two seconds and, at times, announces its next version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return importlib.import_module("arviz")
 
+
+def _psis_shape(log_weights: np.ndarray) -> float:
+    arviz = import_arviz()
     if hasattr(arviz, "psislw"):
         return float(arviz.psislw(log_weights)[1])
-    from arviz_stats.base import array_stats  # noqa: PLC0415
-
     # From version 1 on it takes log-likelihoods, and negates them.
+    array_stats = importlib.import_module("arviz_stats.base").array_stats
     return float(array_stats.psislw(-log_weights)[1])

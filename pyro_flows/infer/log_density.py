@@ -70,7 +70,7 @@ class LogDensity:
         """Name the sites whose log-density is not finite at ``z``, with their values' range."""
         with torch.no_grad():
             trace, _ = self._run(z, seed=0)
-        return describe_non_finite(trace)
+        return describe_non_finite(trace) or "an infinite log-determinant of the constraints"
 
     def hides_latents(self, z: Tensor) -> bool:
         """Say whether the density depends on draws of the model besides ``z`` and subsamples."""
@@ -155,7 +155,7 @@ def describe_non_finite(trace: poutine.Trace) -> str:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not bool(torch.isfinite(site["log_prob_sum"]))
     ]
-    return "; ".join(words) or "an infinite log-determinant of the constraints"
+    return "; ".join(words)
 
 
 def _range_of(value: Any) -> str:

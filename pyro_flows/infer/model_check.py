@@ -34,10 +34,19 @@ class ModelCheck(Messenger):
             self._check_data(msg)
         elif self._latents and msg["value"] is None:
             self._check_support(msg)
+            self._check_mask(msg)
             self._check_plates(msg)
 
     def _check_data(self, site: Site) -> None:
         value = site["value"]
+        if hasattr(value, "__array__") and not isinstance(value, Tensor):
+            raise _checks.refusal(
+                DomainError,
+                self._who,
+                expected=f"a tensor as data at the observed site {site['name']!r}",
+                got=f"a {type(value).__name__}",
+                advice="Pass torch.as_tensor(...).",
+            )
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return
         count = int(value.isnan().sum())
@@ -70,9 +79,21 @@ class ModelCheck(Messenger):
                 self._who,
                 expected=expected,
                 got=f"{_kind(site['fn'])} with the support {support}",
-                advice="Reparameterise the site, for example with "
-                "pyro.infer.reparam.ProjectedNormalReparam for a sphere.",
+                advice="Reparameterise the site: pyro.infer.reparam.ProjectedNormalReparam for a "
+                "sphere, LKJCholesky and scales for a covariance.",
             ) from None
+
+    def _check_mask(self, site: Site) -> None:
+        masks = [site["mask"], getattr(site["fn"], "_mask", None)]
+        if any(isinstance(mask, Tensor) and not bool(mask.all()) for mask in masks):
+            raise _checks.refusal(
+                DomainError,
+                self._who,
+                expected=f"every entry of the latent {site['name']!r} to have a density",
+                got="a mask that leaves some of them flat",
+                advice="Mask the likelihood with pyro.poutine.mask instead; for missing data, "
+                "sample the missing rows alone rather than use obs_mask.",
+            )
 
     def _check_plates(self, site: Site) -> None:
         for frame in site["cond_indep_stack"]:

@@ -5,6 +5,9 @@ from typing import Literal
 
 import numpy as np
 
+# A guide that wastes fewer draws than this is right, whatever the few largest weights look like.
+_NEARLY_ALL = 0.95
+
 Status = Literal["max_steps", "interrupted"]
 
 
@@ -23,9 +26,11 @@ class FitResult:
         seconds: Duration, the guide's start included.
         elbo: ELBO of the fitted guide, on fresh draws, in nats.
         elbo_se: Its Monte-Carlo standard error.
-        k_hat: Pareto shape of the importance weights of those draws; below 0.7 the posterior can
-            be trusted and corrected by the weights.
+        ess: Effective share of those draws, between 0 and 1, by their importance weights.
+        k_hat: Pareto shape of the largest weights; below 0.7 the posterior can be trusted and
+            corrected by the weights.
         vectorized: Whether the model ran for all particles at once.
+        subsampled: Whether the data were subsampled, so that the weights say nothing.
     """
 
     losses: np.ndarray = field(repr=False)
@@ -36,21 +41,29 @@ class FitResult:
     seconds: float
     elbo: float
     elbo_se: float
+    ess: float
     k_hat: float
     vectorized: bool
+    subsampled: bool
 
     def __repr__(self) -> str:
         skipped = f", {self.skipped_steps} skipped" if self.skipped_steps else ""
-        looped = "" if self.vectorized else ", model looped over particles"
+        looped = "" if self.vectorized else ", one particle at a time"
         rate = f"{self.steps / max(self.seconds, 1e-9):.0f} a second"
         return (
             f"FitResult: {self.status} ({self.reason})\n"
             f"  steps  {self.steps}{skipped} in {self.seconds:.1f} s ({rate}{looped})\n"
             f"  ELBO   {self.elbo:.3f} +- {self.elbo_se:.3f}\n"
-            f"  k-hat  {self.k_hat:.2f} ({self._verdict()})"
+            f"  k-hat  {self.k_hat:.2f}, ESS {100 * self.ess:.0f} % ({self._verdict()})"
         )
 
     def _verdict(self) -> str:
+        if self.subsampled:
+            return "not known: the data are subsampled"
+        if not np.isfinite(self.elbo):
+            return "bad: the guide leaves the support of the model"
+        if self.ess > _NEARLY_ALL:
+            return "good: nearly all draws count"
         if np.isnan(self.k_hat):
             return "not known"
         if self.k_hat < 0.7:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from pyro_flows import _checks
 from pyro_flows.errors import CheckpointError
 
-# Tensors that guides of this process put into the store, by identity.
+# Tensors that guides of this process put into the store, by identity; and the guides, by name.
 _OURS: "weakref.WeakValueDictionary[int, Tensor]" = weakref.WeakValueDictionary()
+_OWNERS: "weakref.WeakValueDictionary[str, PyroModule]" = weakref.WeakValueDictionary()
 
 
 _silent = False
@@ -64,6 +65,10 @@ def claim(guide: PyroModule, attribute: str, module: nn.Module) -> None:
     base, number = guide._pyro_name, 0
     names = _names(guide, attribute, tensors)
     while any(_is_ours(name) for name in names.values()):
+        if guide._pyro_name not in _OWNERS:
+            # Left by a guide that is gone, as when a notebook's cell runs again.
+            _delete(names[key].partition("$$$")[0])
+            break
         number += 1
         guide._pyro_name = f"{base}_{number}"
         names = _names(guide, attribute, tensors)
@@ -75,6 +80,7 @@ def claim(guide: PyroModule, attribute: str, module: nn.Module) -> None:
         kept = tensor if isinstance(tensor, nn.Parameter) else tensor.detach()
         store.setdefault(names[key], kept)
         _OURS[id(kept)] = kept
+    _OWNERS[guide._pyro_name] = guide
 
 
 def _stored_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -85,6 +91,12 @@ def _stored_tensors(module: nn.Module) -> dict[str, Tensor]:
 def _names(guide: PyroModule, attribute: str, keys: Iterable[str]) -> dict[str, str]:
     prefix = guide._pyro_get_fullname(attribute)
     return {key: param_with_module_name(prefix, key) for key in keys}
+
+
+def _delete(prefix: str) -> None:
+    store = pyro.get_param_store()
+    for name in [name for name in store if name.startswith(f"{prefix}$$$")]:
+        del store[name]
 
 
 def _is_ours(name: str) -> bool:
