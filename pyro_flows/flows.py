@@ -28,6 +28,9 @@ from pyro_flows.transforms import (
 
 Recipe = Callable[[int], Flow]
 
+# The log-scales of all transforms of a flow together; far from where float32 ends, at 88.
+_TOTAL_LOG_SCALE = 40.0
+
 
 def realnvp(
     input_dim: int,
@@ -68,6 +71,7 @@ def realnvp(
         "hidden_dims": widths,
         "context_dim": context_dim,
         "activation": activation,
+        "log_scale_bound": min(2.0, _TOTAL_LOG_SCALE / num_transforms),
     }
     masks = _alternating_masks(input_dim, num_transforms)
     return Flow(AffineCoupling(input_dim, mask=mask, **options) for mask in masks)
@@ -276,7 +280,11 @@ def _reversing(
     parts: list[FlowTransform] = []
     for _ in range(num_transforms):
         transform = AffineAutoregressive(
-            input_dim, hidden_dims=hidden_dims, context_dim=context_dim, activation=activation
+            input_dim,
+            hidden_dims=hidden_dims,
+            context_dim=context_dim,
+            activation=activation,
+            log_scale_bound=min(3.0, _TOTAL_LOG_SCALE / num_transforms),
         )
         parts += [transform, Permute.reversal(input_dim)]
     return parts[:-1] if num_transforms % 2 else parts

@@ -7,6 +7,7 @@ import zoo
 
 from pyro_flows import flows
 from pyro_flows.distributions import Flow
+from pyro_flows.nn import DenseNet, MaskedNet
 
 RECIPES = pytest.mark.parametrize("name", zoo.RECIPES)
 SIZES = [pytest.param(d, c, id=f"D{d}-C{c}") for d in (1, 2, 5) for c in (0, 2)]
@@ -173,3 +174,24 @@ def test_autoregressive_recipes_start_at_the_identity_for_any_number(recipe, num
     """FAULTS 34: reversals between the transforms do not add up to one."""
     flow = recipe(3, num_transforms=num_transforms)
     contracts.starts_at_identity(flow.transform, zoo.points(20, 3, dtype=torch.float32), None)
+
+
+@pytest.mark.parametrize("recipe", [flows.realnvp, flows.iaf, flows.maf])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_hundred_transforms_at_their_limits_stay_finite(recipe, sign):
+    """FAULTS 22, 23: the log-scales are bounded together, in float32."""
+    flow = recipe(3, num_transforms=100, hidden_dims=(8,))
+    with torch.no_grad():
+        for module in flow.modules():
+            if isinstance(module, DenseNet):
+                scales, _ = module.layers[-1].bias.chunk(2)
+                scales.fill_(sign * 1e8)
+            elif isinstance(module, MaskedNet):
+                module.layers[-1].bias.view(3, 2)[:, 1] = sign * 1e8
+        eps = torch.randn(50, 3)
+        x, ladj = flow.transform.forward_and_ladj(eps)
+        back, back_ladj = flow.transform.inverse_and_ladj(x)
+    assert x.isfinite().all()
+    assert ladj.abs().max() > 50
+    assert torch.allclose(ladj, -back_ladj)
+    assert torch.allclose(back, eps, rtol=1e-3, atol=1e-3)
