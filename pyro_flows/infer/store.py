@@ -6,6 +6,7 @@ others. Here each guide takes a name of its own, and a store that was loaded fro
 adopted.
 """
 
+import logging
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from pyro_flows import _checks
 from pyro_flows.errors import CheckpointError
 
+logger = logging.getLogger("pyro_flows")
+
 # Tensors that guides of this process put into the store, by identity; and the guides, by name.
 _OURS: "weakref.WeakValueDictionary[int, Tensor]" = weakref.WeakValueDictionary()
 _OWNERS: "weakref.WeakValueDictionary[str, PyroModule]" = weakref.WeakValueDictionary()
-
 
 _silent = False
 
@@ -67,6 +69,7 @@ def claim(guide: PyroModule, attribute: str, module: nn.Module) -> None:
     while any(_is_ours(name) for name in names.values()):
         if guide._pyro_name not in _OWNERS:
             # Left by a guide that is gone, as when a notebook's cell runs again.
+            logger.info("%s: takes the name, and the place, of a guide that is gone", base)
             _delete(names[key].partition("$$$")[0])
             break
         number += 1

@@ -123,7 +123,7 @@ def check_latents(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Non
     if hidden:
         raise _checks.refusal(
             DomainError,
-            "Particles",
+            "fit",
             expected="a guide that draws every latent of the model, in every run",
             got=f"none at {', '.join(map(repr, hidden))}",
             advice="To sum over a discrete latent, train with Pyro's SVI and TraceEnum_ELBO; "
