@@ -307,3 +307,29 @@ pf.to_arviz(model, pf.AutoFlow(model), num_draws=10)
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+SEEDED = """
+import torch, pyro, pyro.distributions as dist
+import pyro_flows as pf
+torch.set_num_threads({threads})
+def model():
+    z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(z.prod(-1), 0.5), obs=torch.tensor(1.0))
+result = pf.fit(model, pf.AutoFlow(model), steps=10, particles=16, seed=5, progress=False)
+print([loss.hex() for loss in result.losses.tolist()], result.elbo.hex())
+"""
+
+
+def test_same_seed_gives_the_same_run_in_new_processes_and_with_more_threads():
+    """FAULTS 74."""
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", SEEDED.format(threads=threads)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in (1, 2)
+    ]
+    assert outputs[0] == outputs[1]
