@@ -6,6 +6,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 
+import pyro_flows as pf
+
 PRIOR_SD = 3.0
 
 
@@ -73,6 +75,13 @@ def constrained_model():
         with pyro.plate("inner", 3, dim=-1):
             pyro.sample("real", dist.Normal(positive, 1.0))
     pyro.sample("correlation", dist.LKJCholesky(3, torch.tensor(2.0)))
+
+
+def ready(model, *args, **options):
+    """Return a guide that is set up."""
+    guide = pf.AutoFlow(model, **options)
+    guide.initialise(*args)
+    return guide
 
 
 def draws_of(guide, num, *args, nesting):

@@ -14,6 +14,7 @@ from models import (
     normal_data,
     normal_model,
     normal_posterior,
+    ready,
     regression_data,
     regression_model,
     regression_posterior,
@@ -26,12 +27,6 @@ from scipy import stats
 import pyro_flows as pf
 from pyro_flows.diagnostics import to_arviz
 from pyro_flows.infer import pareto_k
-
-
-def ready(model, *args, **options):
-    guide = pf.AutoFlow(model, **options)
-    guide.initialise(*args)
-    return guide
 
 
 def exact_regression(dtype=torch.float32):

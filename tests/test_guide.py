@@ -349,3 +349,15 @@ def test_improper_priors_start_at_the_origin():
     covariance = torch.linalg.inv(x.T @ x)
     error = (guide.median()["beta"] - expected) / covariance.diagonal().sqrt()
     assert error.abs().max() < 0.1
+
+
+def test_quantiles_of_a_flow_whose_base_is_not_symmetric():
+    y = normal_data()
+    base = dist.Gumbel(torch.zeros(1), torch.ones(1)).to_event(1)
+    guide = pf.AutoFlow(
+        normal_model, lambda d: pf.Flow([pf.transforms.ElementwiseAffine(d)], base=base)
+    )
+    quantiles = guide.quantiles([0.05, 0.5, 0.95], y)["mu"]
+    draws = draws_of(guide, 40_000, y, nesting=1)["mu"][:, 0]
+    expected = torch.quantile(draws, torch.tensor([0.05, 0.5, 0.95]))
+    assert (quantiles - expected).abs().max() < 0.1 * draws.std()

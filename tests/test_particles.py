@@ -9,6 +9,7 @@ from models import (
     normal_data,
     normal_model,
     normal_posterior,
+    ready,
     regression_data,
     regression_model,
     regression_posterior,
@@ -18,12 +19,6 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, Aut
 
 import pyro_flows as pf
 from pyro_flows.infer import Particles
-
-
-def ready(model, *args, **options):
-    guide = pf.AutoFlow(model, **options)
-    guide.initialise(*args)
-    return guide
 
 
 def test_model_written_for_one_draw_is_looped_with_the_same_result():

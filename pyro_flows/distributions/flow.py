@@ -197,7 +197,8 @@ class Flow(DistributionModule):
 
         Its gradient for a draw :math:`x = f_\theta(\epsilon)` is the path gradient
         :math:`(\partial \log q / \partial x)\, (\partial x / \partial \theta)`, which drops the
-        score term, whose mean is zero.
+        score term, whose mean is zero. Only the parameters of modules can be held; a base that is
+        no module must have none.
 
         Args:
             value: Of shape ``(*, input_dim)``.

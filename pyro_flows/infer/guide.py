@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_flows import _checks, flows
-from pyro_flows.distributions import Flow
+from pyro_flows.distributions import Flow, StandardNormal
 from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer import store
 from pyro_flows.infer.log_density import LogDensity
 from pyro_flows.infer.model_check import ModelCheck
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.start import FULL_RANK_LIMIT, STARTS, Start, StartFn
+from pyro_flows.infer.threads import threads_for
 from pyro_flows.transforms import ElementwiseAffine, FlowTransform, LowerTriangularAffine
 
 logger = logging.getLogger("pyro_flows")
@@ -149,7 +150,8 @@ class AutoFlow(AutoContinuous):
 
     def _find_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Start:
         density = LogDensity(self._bare_model[0], self, args, kwargs)
-        start = self._start_fn(density, self._finite_inits(density, args, kwargs))
+        with threads_for(elements=density.elements(self._init_loc()), products=0):
+            start = self._start_fn(density, self._finite_inits(density, args, kwargs))
         logger.info("%s: starts from %s", self._who, start.origin)
         return start
 
@@ -256,7 +258,7 @@ class AutoFlow(AutoContinuous):
     def quantiles(
         self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Return posterior quantiles of each latent, from fixed antithetic draws.
+        """Return posterior quantiles of each latent, from fixed draws.
 
         Args:
             quantiles: Levels between 0 and 1.
@@ -282,7 +284,7 @@ class AutoFlow(AutoContinuous):
 
     @torch.no_grad()
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return the posterior median of each latent, from fixed antithetic draws.
+        """Return the posterior median of each latent, from fixed draws.
 
         Args:
             *args: The model's arguments; needed only where the guide is not set up.
@@ -296,8 +298,12 @@ class AutoFlow(AutoContinuous):
             _QUANTILE_DRAWS, max(_LEAST_QUANTILE_DRAWS, _QUANTILE_NUMBERS // self.latent_dim)
         )
         with seeded(self._who, 0):
-            eps = flow.base_dist.expand((num // 2,)).sample()
-        latents = flow.transform(torch.cat([eps, -eps, torch.zeros_like(eps[:1])]))
+            eps = flow.base_dist.expand((num,)).sample()
+        if isinstance(flow.base_dist, StandardNormal):
+            # Antithetic draws and the centre make the median of a Gaussian exact.
+            half = eps[: num // 2]
+            eps = torch.cat([half, -half, torch.zeros_like(half[:1])])
+        latents = flow.transform(eps)
         draws, position = {}, 0
         for name, site in self._latent_sites():
             shape = self._unconstrained_shapes[name]

@@ -66,6 +66,13 @@ class LogDensity:
             trace.compute_log_prob()
         return trace, ladj
 
+    def elements(self, z: Tensor) -> int:
+        """Return the number of entries of the largest site's log-density at ``z``."""
+        with torch.no_grad():
+            trace, _ = self._run(z, seed=0)
+        sites: list[Any] = [site for site in trace.nodes.values() if site["type"] == "sample"]
+        return max(site["log_prob"].numel() for site in sites)
+
     def describe_non_finite(self, z: Tensor) -> str:
         """Name the sites whose log-density is not finite at ``z``, with their values' range."""
         with torch.no_grad():

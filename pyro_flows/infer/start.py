@@ -54,34 +54,24 @@ def prior_start(density: LogDensity, inits: list[Tensor]) -> Start:
         density: The model's log-density.
         inits: Points, each of shape ``(D,)``.
     """
-    scale = torch.full_like(inits[0], _PRIOR_SCALE)
-    starts = [Start(z, scale, "a draw of init_loc_fn", whitened=False) for z in inits]
-    return best_start(density, starts)[0]
+    return best_start(density, _prior_starts(inits))[0]
 
 
 def laplace_start(density: LogDensity, inits: list[Tensor]) -> Start:
     """Return the best Gaussian along searches for a mode that begin at ``inits``.
 
-    Each search is a trust-region Newton method (L-BFGS in high dimensions); some of its iterates,
+    Each search is a saddle-free Newton method (L-BFGS in high dimensions); some of its iterates,
     the last among them, become Gaussians with the inverse Hessian for their covariance. Where the
     density has no mode, as with centered hierarchies, an earlier iterate wins.
 
     Args:
         density: The model's log-density.
         inits: Points, each of shape ``(D,)``.
+
+    Raises:
+        NotConvergedError: No search met a finite Hessian.
     """
-    dtype = density.precise_dtype(inits[0])
-    starts = [start for z in inits for start in _gaussians(density, _search(density, z.to(dtype)))]
-    if not starts:
-        raise _checks.refusal(
-            NotConvergedError,
-            "laplace_start",
-            expected="a finite Hessian somewhere on the way to a mode",
-            got=f"none from {len(inits)} points",
-            advice='Pass start="prior", or an init_loc_fn nearer to the mode.',
-        )
-    best, _ = best_start(density, [_like(start, inits[0]) for start in starts])
-    return best
+    return best_start(density, _laplace_starts(density, inits))[0]
 
 
 def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
@@ -91,23 +81,22 @@ def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
         density: The model's log-density.
         inits: Points, each of shape ``(D,)``.
     """
-    fallback = prior_start(density, inits)
     if density.hides_latents(inits[0]):
-        logger.info(
-            "start: %s, since the model draws latents hidden from the guide", fallback.origin
-        )
-        return fallback
+        logger.info("start: no search for a mode, since the guide does not see all latents")
+        return prior_start(density, inits)
+    priors = _prior_starts(inits)
     try:
-        candidates = [laplace_start(density, inits), fallback]
+        laplaces = _laplace_starts(density, inits)
     except (NotConvergedError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        logger.warning("start: fell back to %s, since %s", fallback.origin, error)
-        return fallback
-    best, elbos = best_start(density, candidates)
-    if best is fallback:
+        logger.warning("start: fell back to %s, since %s", priors[0].origin, error)
+        return best_start(density, priors)[0]
+    best, elbos = best_start(density, [*laplaces, *priors])
+    if not best.whitened:
         logger.warning(
             "start: fell back to %s, whose ELBO of %.4g is above the Laplace start's %.4g",
-            fallback.origin,
-            *reversed(elbos),
+            best.origin,
+            max(elbos),
+            max(elbos[: len(laplaces)]),
         )
     return best
 
@@ -138,21 +127,53 @@ def gaussian_elbo(density: LogDensity, start: Start) -> float:
     return elbo if math.isfinite(elbo) else -math.inf
 
 
-def _search(density: LogDensity, z: Tensor) -> list[Tensor]:
+def _prior_starts(inits: list[Tensor]) -> list[Start]:
+    scale = torch.full_like(inits[0], _PRIOR_SCALE)
+    return [Start(z, scale, "a draw of init_loc_fn", whitened=False) for z in inits]
+
+
+def _laplace_starts(density: LogDensity, inits: list[Tensor]) -> list[Start]:
+    dtype = density.precise_dtype(inits[0])
+    starts = [
+        start._replace(loc=start.loc.to(z), scale=start.scale.to(z))
+        for z in inits
+        for start in _gaussians(density, _search(density, z.to(dtype)))
+    ]
+    if not starts:
+        raise _checks.refusal(
+            NotConvergedError,
+            "laplace_start",
+            expected="a finite Hessian somewhere on the way to a mode",
+            got=f"none from {len(inits)} points",
+            advice='Pass start="prior", or an init_loc_fn nearer to the mode.',
+        )
+    return starts
+
+
+class _Iterate(NamedTuple):
+    """A point of a search, and minus the Hessian there where the search needed it."""
+
+    z: Tensor
+    precision: Tensor | None
+
+
+def _search(density: LogDensity, z: Tensor) -> list[_Iterate]:
     """Return iterates of a search for the mode, from ``z`` on."""
     if density.input_dim > FULL_RANK_LIMIT:
-        return _lbfgs(density, z)
-    path = [z]
+        return [_Iterate(point, None) for point in _lbfgs(density, z)]
+    path = []
     for _ in range(_MAX_ITERATIONS):
-        step, gain = _newton_step(density, path[-1])
-        arrived = _line_search(density, path[-1], step) if gain > _LEAST_GAIN else None
+        precision = -density.hessian(z)
+        path.append(_Iterate(z, precision))
+        step, gain = _newton_step(density, z, precision)
+        arrived = _line_search(density, z, step) if gain > _LEAST_GAIN else None
         if arrived is None:
             break
-        path.append(arrived)
+        z = arrived
     return path
 
 
-def _newton_step(density: LogDensity, z: Tensor) -> tuple[Tensor, float]:
+def _newton_step(density: LogDensity, z: Tensor, precision: Tensor) -> tuple[Tensor, float]:
     """Return a Newton step uphill, and the gain in log-density that it promises.
 
     Where the density is not concave the Newton step is no guide; along those eigenvectors the step
@@ -162,10 +183,9 @@ def _newton_step(density: LogDensity, z: Tensor) -> tuple[Tensor, float]:
         Dauphin et al. (2014), *Identifying and attacking the saddle point problem*.
     """
     value, grad = density.value_and_grad(z)
-    hessian = density.hessian(z)
-    if not bool(value.isfinite() & grad.isfinite().all() & hessian.isfinite().all()):
+    if not bool(value.isfinite() & grad.isfinite().all() & precision.isfinite().all()):
         return torch.zeros_like(z), 0.0
-    curvature, vectors = torch.linalg.eigh(-hessian)
+    curvature, vectors = torch.linalg.eigh(precision)
     slope = vectors.T @ grad
     scale = curvature.abs().clamp(min=_flat(curvature))
     step = torch.where(curvature > 0, slope / scale, (slope / scale).clamp(-1, 1))
@@ -200,16 +220,16 @@ def _lbfgs(density: LogDensity, z: Tensor) -> list[Tensor]:
     return path
 
 
-def _gaussians(density: LogDensity, path: list[Tensor]) -> Iterable[Start]:
+def _gaussians(density: LogDensity, path: list[_Iterate]) -> Iterable[Start]:
     steps = np.linspace(0, len(path) - 1, min(len(path), _MAX_CANDIDATES)).round().astype(int)
     for step in steps:
-        z = path[step]
+        z, precision = path[step]
         last = "the mode" if step == len(path) - 1 else "a step of the search for a mode"
-        if density.input_dim > FULL_RANK_LIMIT:
-            precision = -density.hessian_diagonal(z)
-            scale = precision.abs().clamp(min=_flat(precision)).rsqrt()
+        if precision is None:
+            diagonal = -density.hessian_diagonal(z)
+            scale = diagonal.abs().clamp(min=_flat(diagonal)).rsqrt()
         else:
-            scale = _inverse_factor(-density.hessian(z))
+            scale = _inverse_factor(precision)
         if bool(scale.isfinite().all()):
             yield Start(z, scale, f"a Gaussian at {last}")
 
@@ -231,7 +251,3 @@ def _inverse_factor(precision: Tensor) -> Tensor:
     # The factor R of (V values^-1/2)^T = Q R gives the covariance R^T R without forming it.
     _, factor = torch.linalg.qr((vectors * values.rsqrt()).T)
     return (factor.T * factor.diagonal().sign()).to(precision)
-
-
-def _like(start: Start, z: Tensor) -> Start:
-    return start._replace(loc=start.loc.to(z), scale=start.scale.to(z))
