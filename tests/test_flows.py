@@ -183,11 +183,9 @@ def test_a_hundred_transforms_at_their_limits_stay_finite(recipe, sign):
     flow = recipe(3, num_transforms=100, hidden_dims=(8,))
     with torch.no_grad():
         for module in flow.modules():
-            if isinstance(module, DenseNet):
-                scales, _ = module.layers[-1].bias.chunk(2)
+            if isinstance(module, (DenseNet, MaskedNet)):
+                _, scales = module.layers[-1].bias.chunk(2)
                 scales.fill_(sign * 1e8)
-            elif isinstance(module, MaskedNet):
-                module.layers[-1].bias.view(3, 2)[:, 1] = sign * 1e8
         eps = torch.randn(50, 3)
         x, ladj = flow.transform.forward_and_ladj(eps)
         back, back_ladj = flow.transform.inverse_and_ladj(x)

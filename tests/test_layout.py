@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "_checks": 0,
     "numerics": 0,
+    "roots": 0,
     "nn": 1,
     "transforms": 2,
     "distributions": 3,

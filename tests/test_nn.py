@@ -36,7 +36,7 @@ def test_masked_net_depends_on_all_coordinates_before_and_on_no_other(hidden, c,
     d = 5 if hidden else 4
     net, context = _masked(d, hidden, c, num_params=num_params), _context(c)
     rows = torch.func.jacrev(lambda x: net(x, context))(zoo.points(d))
-    depends = rows.ne(0).any(1)
+    depends = rows.ne(0).any(0)
     assert torch.equal(depends, torch.ones(d, d, dtype=torch.bool).tril(-1))
 
 
@@ -52,7 +52,7 @@ def _by_passes(net, y, context, element_inverse):
     batch = torch.broadcast_shapes(y.shape[:-1], () if context is None else context.shape[:-1])
     x = torch.zeros(*batch, y.shape[-1], dtype=y.dtype)
     for i in range(y.shape[-1]):
-        params = net(x, context)[..., i, :].movedim(-1, 0)
+        params = net(x, context)[..., i].movedim(-1, 0)
         x = torch.cat(
             [x[..., :i], element_inverse(y[..., i], params)[..., None], x[..., i + 1 :]], -1
         )
@@ -97,10 +97,10 @@ def test_implicit_gradient_is_that_of_the_unrolled_loop(d, hidden, c, activation
     y, context = contracts.leaf(zoo.points(5, d)), contracts.leaf(_context(c, 5))
     x, _ = net.solve(y, context, _affine_inverse)
     params = net(x, context)
-    scale = params[..., 1].tanh().exp()
-    residual = y - (x * scale + params[..., 0])
-    slope, bend = scale.detach(), 1 - params[..., 1].detach().tanh().square()
-    pull = torch.stack([torch.ones_like(slope), x * slope * bend], -1)
+    scale = params[..., 1, :].tanh().exp()
+    residual = y - (x * scale + params[..., 0, :])
+    slope, bend = scale.detach(), 1 - params[..., 1, :].detach().tanh().square()
+    pull = torch.stack([torch.ones_like(slope), x * slope * bend], -2)
     implicit = x + net.implicit_zero(residual, x, context, slope, pull)
     unrolled = _by_passes(net, y, context, _affine_inverse)
     leaves = [tensor for tensor in (y, context, *net.parameters()) if tensor is not None]

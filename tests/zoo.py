@@ -12,21 +12,39 @@ import torch
 from pyro_flows import flows
 from pyro_flows.distributions import Flow
 from pyro_flows.nn.activations import ACTIVATIONS
+from pyro_flows.numerics import log_sech_square
 from pyro_flows.transforms import (
     AdditiveCoupling,
     AffineAutoregressive,
     AffineCoupling,
+    Autoregressive,
     Compose,
+    Coupling,
+    Elementwise,
     ElementwiseAffine,
     FlowTransform,
     Inverse,
     LowerTriangularAffine,
     Permute,
     Planar,
+    Univariate,
 )
 
 Factory = Callable[[int, int], FlowTransform]
 HIDDEN = (12, 10)
+
+
+class Bend(Univariate):
+    """A user's own map, which leaves its inverse to the root finder."""
+
+    num_params = 2
+
+    def forward_and_ladj(self, x, params):
+        """Add a step of either sign, and shift."""
+        bend, shift = params.unbind(-2)
+        bend = 0.9 * torch.tanh(bend)
+        ladj = torch.log1p(bend * log_sech_square(x).exp())
+        return x + bend * torch.tanh(x) + shift, ladj
 
 
 def _alternating(input_dim: int) -> list[bool]:
@@ -88,6 +106,12 @@ ZOO: dict[str, Factory] = {
     "affine_coupling_linear": partial(_coupling, hidden_dims=()),
     "affine_coupling_alternating": lambda d, c: _coupling(d, c, mask=_alternating(d)),
     "affine_coupling_moving_all": lambda d, c: _coupling(d, c, mask=[False] * d),
+    "elementwise_bend": lambda d, c: Elementwise(Bend(), d, context_dim=c, hidden_dims=HIDDEN),
+    "coupling_bend": lambda d, c: Coupling(Bend(), d, context_dim=c, hidden_dims=HIDDEN),
+    "autoregressive_bend": lambda d, c: Autoregressive(
+        Bend(), d, context_dim=c, hidden_dims=HIDDEN
+    ),
+    "ordered_autoregressive": lambda d, c: _autoregressive(d, c, order=torch.arange(d).roll(1)),
     "autoregressive_linear": partial(_autoregressive, hidden_dims=()),
     "autoregressive_deep": partial(_autoregressive, hidden_dims=(8, 12, 6)),
     **{
@@ -122,6 +146,9 @@ KINDS = (
     "additive_coupling",
     "affine_coupling",
     "autoregressive_silu",
+    "elementwise_bend",
+    "coupling_bend",
+    "autoregressive_bend",
     "inverse_autoregressive",
     "permute_random",
     "planar",

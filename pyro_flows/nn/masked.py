@@ -83,7 +83,7 @@ class MaskedNet(nn.Module):
         >>> import torch
         >>> net = MaskedNet(3, 2, hidden_dims=(16,))
         >>> net(torch.randn(100, 3)).shape
-        torch.Size([100, 3, 2])
+        torch.Size([100, 2, 3])
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class MaskedNet(nn.Module):
         self.activation = check_activation(who, activation)
         degrees = self._hidden_degrees(_checks.check_counts(who, "hidden_dims", hidden_dims))
         inputs = torch.arange(input_dim)
-        outputs = inputs.repeat_interleave(num_params) - 1
+        outputs = inputs.repeat(num_params) - 1
         levels = [inputs, *degrees, outputs]
         masks = [above[:, None] >= below for below, above in pairwise(levels)]
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
@@ -143,16 +143,14 @@ class MaskedNet(nn.Module):
             nn.init.zeros_(self.from_context.weight)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the parameters, of shape ``(*, input_dim, num_params)``.
+        """Return the parameters, of shape ``(*, num_params, input_dim)``.
 
         Args:
             x: Coordinates, of shape ``(*, input_dim)``.
             context: Of shape ``(*, context_dim)``; its batch axes broadcast with those of ``x``.
         """
-        return self._shape_params(self._pre_activations(x, context)[-1])
-
-    def _shape_params(self, flat: Tensor) -> Tensor:
-        return flat.unflatten(-1, (self.input_dim, self.num_params))
+        flat = self._pre_activations(x, context)[-1]
+        return flat.unflatten(-1, (self.num_params, self.input_dim))
 
     def _pre_activations(self, x: Tensor, context: Tensor | None) -> list[Tensor]:
         activate = ACTIVATIONS[self.activation].function
@@ -166,7 +164,20 @@ class MaskedNet(nn.Module):
         return stages
 
     def _weights(self) -> list[Tensor]:
-        return [t for layer in self._linears for t in (layer.masked_weight(), layer.bias)]
+        """Return weights and biases in turn; in the last two, a coordinate's rows side by side."""
+        *layers, last = [(layer.masked_weight(), layer.bias) for layer in self._linears]
+        return [t for pair in layers for t in pair] + [self._by_coordinate(t) for t in last]
+
+    def _by_coordinate(self, rows: Tensor, axis: int = 0) -> Tensor:
+        shape = self.num_params, self.input_dim
+        return rows.movedim(axis, -1).unflatten(-1, shape).mT.flatten(-2).movedim(-1, axis)
+
+    def _shift(self, y: Tensor, context: Tensor | None) -> Tensor:
+        """Return what the context adds to the first layer, for the walk."""
+        if self.from_context is None:
+            return y.new_zeros(1)
+        shift: Tensor = self.from_context(context)
+        return self._by_coordinate(shift, -1) if len(self.layers) == 1 else shift
 
     def solve(
         self, y: Tensor, context: Tensor | None, element_inverse: ElementInverse
@@ -184,17 +195,17 @@ class MaskedNet(nn.Module):
 
         Returns:
             ``x``, of shape ``(*, input_dim)``, and the parameters there, of shape
-            ``(*, input_dim, num_params)``.
+            ``(*, num_params, input_dim)``.
         """
 
         def walk(y: Tensor, shift: Tensor, *weights: Tensor) -> Tensor:
             return self._walk(y, shift, weights, element_inverse)
 
-        shift = y.new_zeros(1) if self.from_context is None else self.from_context(context)
+        shift = self._shift(y, context)
         batch = torch.broadcast_shapes(y.shape[:-1], shift.shape[:-1])
         rows = [y.expand(*batch, -1), shift.expand(*batch, -1)]
         x, flat = opaque(walk, rows, self._weights()).tensor_split([self.input_dim], -1)
-        return x, self._shape_params(flat)
+        return x, flat.unflatten(-1, (self.input_dim, self.num_params)).transpose(-1, -2)
 
     def _walk(
         self, y: Tensor, shift: Tensor, weights: Sequence[Tensor], element_inverse: ElementInverse
@@ -254,13 +265,13 @@ class MaskedNet(nn.Module):
             x: The solution, of shape ``(*, input_dim)``.
             context: Of shape ``(*, context_dim)``, or none.
             slope: :math:`f'_j`, of shape ``(*, input_dim)``.
-            pull: :math:`\partial f_j / \partial p_j`, of shape ``(*, input_dim, num_params)``.
+            pull: :math:`\partial f_j / \partial p_j`, of shape ``(*, num_params, input_dim)``.
         """
         with torch.no_grad():
             slope_of = ACTIVATIONS[self.activation].slope
             gates = [slope_of(stage) for stage in self._pre_activations(x, context)[:-1]]
         batch = residual.shape[:-1]
-        rows = [row.expand(*batch, -1) for row in (slope, pull.flatten(-2), *gates)]
+        rows = [row.expand(*batch, -1) for row in (slope, pull.mT.flatten(-2), *gates)]
         return implicit_zero(residual, self._walk_back, rows, self._weights()[0::2])
 
     def _walk_back(self, *tensors: Tensor) -> Tensor:

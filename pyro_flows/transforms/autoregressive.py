@@ -1,34 +1,157 @@
 """Autoregressive transforms, cheap in both directions."""
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
+from typing_extensions import Unpack
 
 from pyro_flows import _checks
+from pyro_flows.errors import DomainError
 from pyro_flows.nn import MaskedNet
-from pyro_flows.numerics import soft_bound, soft_bound_slope, widen
+from pyro_flows.numerics import widen
 from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.univariate import Affine, Univariate, check_univariate
 
 
-class AffineAutoregressive(FlowTransform):
+class AutoregressiveOptions(TypedDict, total=False):
+    """What every autoregressive transform takes; see :class:`Autoregressive`."""
+
+    order: Sequence[int] | Tensor | None
+    hidden_dims: Sequence[int]
+    context_dim: int
+    activation: str
+
+
+class Autoregressive(FlowTransform):
+    r"""Map each coordinate with parameters that are functions of the coordinates before it.
+
+    .. math:: y_i = f(x_i;\, p_i(x_{<i}, c)), \qquad
+        \log |\det J| = \sum_i \log f'(x_i;\, p_i)
+
+    The inverse costs about one forward pass and ``D`` element-wise inversions (see
+    :mod:`pyro_flows.nn.masked`); its gradients come from the implicit function theorem and keep no
+    graph of its ``D`` steps.
+
+    Args:
+        univariate: The map :math:`f`, over the whole real line.
+        input_dim: Number of coordinates, ``D``.
+        order: The coordinates in the order in which they depend on one another, each of
+            ``0 ... D-1`` once; as they stand, if not given.
+        hidden_dims: Widths of the conditioner's hidden layers, each at least ``D - 1`` (``D`` with
+            a context).
+        context_dim: Number of entries of the context; zero for none.
+        activation: Name of the conditioner's activation.
+
+    Raises:
+        DomainError: A size, the order, the map or the activation is not possible.
+
+    Reference:
+        Papamakarios, Nalisnick, Rezende, Mohamed & Lakshminarayanan (2021), *Normalizing flows for
+        probabilistic modeling and inference*, section 3.1.
+
+    Example:
+        >>> import torch
+        >>> from pyro_flows.transforms import Affine, Autoregressive
+        >>> transform = Autoregressive(Affine(), 3, order=[2, 0, 1])
+        >>> transform(torch.zeros(10, 3)).shape
+        torch.Size([10, 3])
+    """
+
+    order: Tensor | None
+    inverse_order: Tensor | None
+
+    def __init__(
+        self,
+        univariate: Univariate,
+        input_dim: int,
+        *,
+        order: Sequence[int] | Tensor | None = None,
+        hidden_dims: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: str = "silu",
+    ) -> None:
+        super().__init__(input_dim, context_dim=context_dim)
+        self.univariate = self._check_univariate(univariate)
+        self.inverse_kind = univariate.inverse_kind  # type: ignore[misc]
+        permutation = None if order is None else self._check_order(order)
+        self.register_buffer("order", permutation)
+        self.register_buffer(
+            "inverse_order", None if permutation is None else permutation.argsort()
+        )
+        self.conditioner = MaskedNet(
+            input_dim,
+            univariate.num_params,
+            hidden_dims=hidden_dims,
+            context_dim=context_dim,
+            activation=activation,
+        )
+
+    def _check_univariate(self, univariate: Univariate) -> Univariate:
+        check_univariate(self._name, univariate)
+        if univariate.domain is not constraints.real:
+            raise _checks.refusal(
+                DomainError,
+                self._name,
+                expected="a map of the whole real line",
+                got=f"{univariate!r}, over {univariate.domain}",
+                advice="Use a Coupling, whose network sees angles by their sine and cosine.",
+            )
+        return univariate
+
+    def _check_order(self, order: Sequence[int] | Tensor) -> Tensor:
+        permutation = _checks.check_permutation(self._name, order)
+        if len(permutation) != self.input_dim:
+            raise _checks.refusal(
+                DomainError,
+                self._name,
+                expected=f"order to hold each of 0 ... {self.input_dim - 1} once",
+                got=f"{permutation}",
+            )
+        return torch.tensor(permutation)
+
+    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = self._reorder(x, self.order)
+        y, ladj = self.univariate.forward_and_ladj(x, self.conditioner(x, context))
+        return self._reorder(y, self.inverse_order), widen(ladj).sum(-1)
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        y = self._reorder(y, self.order)
+        x, params = self.conditioner.solve(y, context, self.univariate.inverse)
+        if torch.is_grad_enabled():
+            x = self._attach_gradient(x, y, context)
+            params = self.conditioner(x, context)
+        ladj = self.univariate.forward_and_ladj(x, params)[1]
+        return self._reorder(x, self.inverse_order), -widen(ladj).sum(-1)
+
+    @staticmethod
+    def _reorder(x: Tensor, order: Tensor | None) -> Tensor:
+        return x if order is None else x.index_select(-1, order)
+
+    def _attach_gradient(self, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
+        """Give the solution ``x`` of ``f(x) = y`` its (implicit) gradient."""
+        params = self.conditioner(x, context)
+        slope, pull = self.univariate.slope_and_pull(x, params.detach())
+        # Zero in value; its gradient is that of y - f(x; p), with x held fixed.
+        residual = (y - y.detach()) - ((params - params.detach()) * pull).sum(-2)
+        return x + self.conditioner.implicit_zero(residual, x, context, slope, pull)
+
+
+class AffineAutoregressive(Autoregressive):
     r"""Scale and shift each coordinate by functions of the coordinates before it.
 
     .. math:: y_i = x_i \exp(s_i(x_{<i}, c)) + m_i(x_{<i}, c), \qquad
         \log |\det J| = \sum_i s_i
 
     As it stands this is the transform of an inverse autoregressive flow (IAF); run backwards, by
-    :class:`~pyro_flows.transforms.Inverse`, that of a masked autoregressive flow (MAF). The
-    inverse is exact and costs about one forward pass (see :mod:`pyro_flows.nn.masked`); its
-    gradients come from the implicit function theorem and keep no graph of its ``D`` steps.
+    :class:`~pyro_flows.transforms.Inverse`, that of a masked autoregressive flow (MAF).
 
     Args:
         input_dim: Number of coordinates, ``D``.
-        hidden_dims: Widths of the conditioner's hidden layers, each at least ``D - 1`` (``D`` with
-            a context).
-        context_dim: Number of entries of the context; zero for none.
-        activation: Name of the conditioner's activation.
         log_scale_bound: Largest :math:`|s_i|`; approached smoothly.
+        **options: Those of :class:`Autoregressive`.
 
     Raises:
         DomainError: A size, a bound or the activation is not possible.
@@ -50,47 +173,7 @@ class AffineAutoregressive(FlowTransform):
         self,
         input_dim: int,
         *,
-        hidden_dims: Sequence[int] = (64, 64),
-        context_dim: int = 0,
-        activation: str = "silu",
         log_scale_bound: float = 3.0,
+        **options: Unpack[AutoregressiveOptions],
     ) -> None:
-        super().__init__(input_dim, context_dim=context_dim)
-        self.log_scale_bound = _checks.check_positive(
-            self._name, "log_scale_bound", log_scale_bound
-        )
-        self.conditioner = MaskedNet(
-            input_dim,
-            2,
-            hidden_dims=hidden_dims,
-            context_dim=context_dim,
-            activation=activation,
-        )
-
-    def _shift_and_log_scale(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        shift, raw = self.conditioner(x, context).unbind(-1)
-        return shift, soft_bound(raw, self.log_scale_bound)
-
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        shift, log_scale = self._shift_and_log_scale(x, context)
-        return x * log_scale.exp() + shift, widen(log_scale).sum(-1)
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, params = self.conditioner.solve(y, context, self._element_inverse)
-        if torch.is_grad_enabled():
-            x = self._attach_gradient(x, y, context)
-            params = self.conditioner(x, context)
-        return x, -widen(soft_bound(params[..., 1], self.log_scale_bound)).sum(-1)
-
-    def _element_inverse(self, y: Tensor, params: Tensor) -> Tensor:
-        return (y - params[0]) * torch.exp(-soft_bound(params[1], self.log_scale_bound))
-
-    def _attach_gradient(self, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
-        """Give the solution ``x`` of ``f(x) = y`` its (implicit) gradient."""
-        shift, log_scale = self._shift_and_log_scale(x, context)
-        scale = log_scale.exp()
-        residual = y - (x * scale + shift)
-        slope, bounded = scale.detach(), log_scale.detach()
-        by_log_scale = x * slope * soft_bound_slope(bounded, self.log_scale_bound)
-        pull = torch.stack([torch.ones_like(by_log_scale), by_log_scale], -1)
-        return x + self.conditioner.implicit_zero(residual, x, context, slope, pull)
+        super().__init__(Affine(log_scale_bound), input_dim, **options)

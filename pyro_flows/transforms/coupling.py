@@ -1,68 +1,166 @@
 """Coupling transforms: some coordinates drive a map of the others."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from pyro_flows import _checks
+from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import soft_bound, widen, zero_ladj
+from pyro_flows.numerics import widen
 from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.univariate import (
+    Affine,
+    Shift,
+    Univariate,
+    check_univariate,
+    on_vectors,
+)
+
+Mask = Sequence[bool] | Tensor
 
 
-class _Coupling(FlowTransform):
-    """Split the coordinates by a mask; what is kept conditions the map of what is moved.
+class CouplingOptions(TypedDict, total=False):
+    """What every coupling takes; see :class:`Coupling`."""
 
-    A subclass names its number of parameters per moved coordinate and maps those coordinates.
+    mask: Mask | None
+    conditioner: nn.Module | None
+    hidden_dims: Sequence[int]
+    context_dim: int
+    activation: str
+
+
+class Coupling(FlowTransform):
+    r"""Map some coordinates with parameters that are functions of the others.
+
+    .. math:: y_A = x_A, \quad y_j = f(x_j;\, p_j(x_A, c)) \text{ for } j \in B, \qquad
+        \log |\det J| = \sum_{j \in B} \log f'(x_j;\, p_j)
+
+    Both directions cost one pass of the conditioner.
+
+    Args:
+        univariate: The map :math:`f`.
+        input_dim: Number of coordinates.
+        mask: True for the coordinates :math:`A` to keep, of shape ``(input_dim,)``; the first half
+            if not given. Where none is kept, the parameters depend on the context alone.
+        conditioner: A network that is called with what is kept, of shape ``(*, |A|)`` (for angles
+            their cosines and sines, of shape ``(*, 2 |A|)``), and the context, and returns the
+            parameters of shape ``(*, K |B|)``, the ones of a kind side by side. The identity is
+            where they are zero. A fully connected one of the following sizes if not given.
+        hidden_dims: Widths of the conditioner's hidden layers.
+        context_dim: Number of entries of the context; zero for none.
+        activation: Name of the conditioner's activation.
+
+    Raises:
+        DomainError: A size, the mask, the map or the activation is not possible.
+        ShapeError: In use: the conditioner's output has the wrong size.
+
+    Reference:
+        Dinh, Krueger & Bengio (2015), *NICE: Non-linear independent components estimation*,
+        section 3.2.
+
+    Example:
+        >>> import torch
+        >>> from pyro_flows.transforms import Affine, Coupling
+        >>> transform = Coupling(Affine(), 4, mask=[True, False, True, False])
+        >>> transform(torch.zeros(10, 4)).shape
+        torch.Size([10, 4])
     """
 
-    num_params: ClassVar[int]
     order: Tensor
     inverse_order: Tensor
 
     def __init__(
         self,
+        univariate: Univariate,
         input_dim: int,
         *,
-        mask: Sequence[bool] | Tensor | None = None,
+        mask: Mask | None = None,
+        conditioner: nn.Module | None = None,
         hidden_dims: Sequence[int] = (64, 64),
         context_dim: int = 0,
         activation: str = "silu",
     ) -> None:
         super().__init__(input_dim, context_dim=context_dim)
+        check_univariate(self._name, univariate)
+        self.univariate = univariate
+        self.inverse_kind = univariate.inverse_kind  # type: ignore[misc]
         keep = self._as_mask(mask)
         order = torch.cat([keep.nonzero().flatten(), (~keep).nonzero().flatten()])
         self.num_kept = int(keep.sum())
         self.register_buffer("order", order)
         self.register_buffer("inverse_order", order.argsort())
-        self.conditioner = DenseNet(
-            self.num_kept,
-            self.num_params * (input_dim - self.num_kept),
+        self.conditioner = self._check_conditioner(conditioner) or DenseNet(
+            univariate.num_features * self.num_kept,
+            univariate.num_params * (input_dim - self.num_kept),
             hidden_dims=hidden_dims,
             context_dim=context_dim,
             activation=activation,
         )
 
-    def _as_mask(self, mask: Sequence[bool] | Tensor | None) -> Tensor:
+    @property
+    def domain(self) -> Any:  # type: ignore[override]
+        """Where ``x`` lies."""
+        return on_vectors(self.univariate.domain)
+
+    @property
+    def codomain(self) -> Any:  # type: ignore[override]
+        """Where ``y`` lies."""
+        return on_vectors(self.univariate.codomain)
+
+    def _as_mask(self, mask: Mask | None) -> Tensor:
         if mask is None:
             return torch.arange(self.input_dim) < self.input_dim // 2
         return torch.tensor(_checks.check_mask(self._name, mask, self.input_dim))
+
+    def _check_conditioner(self, value: nn.Module | None) -> nn.Module | None:
+        if value is None or isinstance(value, nn.Module):
+            return value
+        raise _checks.refusal(
+            DomainError,
+            self._name,
+            expected="conditioner to be a torch.nn.Module",
+            got=_checks.describe(value),
+        )
+
+    def _params(self, kept: Tensor, context: Tensor | None) -> Tensor:
+        """Return the parameters, of shape ``(*, K, |B|)``."""
+        flat = self.conditioner(self.univariate.features(kept), context)
+        sizes = self.univariate.num_params, self.input_dim - self.num_kept
+        if flat.shape[-1] != sizes[0] * sizes[1]:
+            raise _checks.refusal(
+                ShapeError,
+                self._name,
+                expected=f"{sizes[0]} parameters for each of {sizes[1]} coordinates, "
+                f"of shape (*, {sizes[0] * sizes[1]}), from the conditioner",
+                got=_checks.describe(flat),
+            )
+        return flat.unflatten(-1, sizes)
+
+    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        kept, moved = self._split(x)
+        params = self._params(kept, context)
+        return self._join(kept, *self.univariate.forward_and_ladj(moved, params))
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        kept, moved = self._split(y)
+        params = self._params(kept, context)
+        return self._join(kept, *self.univariate.inverse_and_ladj(moved, params))
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.index_select(-1, self.order)
         return x[..., : self.num_kept], x[..., self.num_kept :]
 
-    def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
+    def _join(self, kept: Tensor, moved: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
         kept = kept.expand(*moved.shape[:-1], -1)
-        return torch.cat([kept, moved], -1).index_select(-1, self.inverse_order)
-
-    def _params(self, kept: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        return self.conditioner(kept, context).chunk(self.num_params, -1)
+        joined = torch.cat([kept, moved], -1).index_select(-1, self.inverse_order)
+        return joined, widen(ladj).sum(-1).expand(joined.shape[:-1])
 
 
-class AffineCoupling(_Coupling):
+class AffineCoupling(Coupling):
     r"""Scale and shift some coordinates by functions of the others.
 
     .. math:: y_A = x_A, \quad y_B = x_B \odot \exp(s(x_A, c)) + t(x_A, c), \qquad
@@ -70,12 +168,8 @@ class AffineCoupling(_Coupling):
 
     Args:
         input_dim: Number of coordinates.
-        mask: True for the coordinates :math:`A` to keep, of shape ``(input_dim,)``; the first half
-            if not given. Where none is kept, the map depends on the context alone.
-        hidden_dims: Widths of the conditioner's hidden layers.
-        context_dim: Number of entries of the context; zero for none.
-        activation: Name of the conditioner's activation.
         log_scale_bound: Largest :math:`|s|`; approached smoothly.
+        **options: Those of :class:`Coupling`.
 
     Raises:
         DomainError: A size, a bound, the mask or the activation is not possible.
@@ -91,56 +185,24 @@ class AffineCoupling(_Coupling):
         (torch.Size([10, 4]), torch.Size([10]))
     """
 
-    num_params = 2
-
     def __init__(
         self,
         input_dim: int,
         *,
-        mask: Sequence[bool] | Tensor | None = None,
-        hidden_dims: Sequence[int] = (64, 64),
-        context_dim: int = 0,
-        activation: str = "silu",
         log_scale_bound: float = 2.0,
+        **options: Unpack[CouplingOptions],
     ) -> None:
-        super().__init__(
-            input_dim,
-            mask=mask,
-            hidden_dims=hidden_dims,
-            context_dim=context_dim,
-            activation=activation,
-        )
-        self.log_scale_bound = _checks.check_positive(
-            self._name, "log_scale_bound", log_scale_bound
-        )
-
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        kept, moved = self._split(x)
-        raw, shift = self._params(kept, context)
-        log_scale = soft_bound(raw, self.log_scale_bound)
-        y = self._join(kept, moved * log_scale.exp() + shift)
-        return y, widen(log_scale).sum(-1).expand(y.shape[:-1])
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        kept, moved = self._split(y)
-        raw, shift = self._params(kept, context)
-        log_scale = soft_bound(raw, self.log_scale_bound)
-        x = self._join(kept, (moved - shift) * torch.exp(-log_scale))
-        return x, -widen(log_scale).sum(-1).expand(x.shape[:-1])
+        super().__init__(Affine(log_scale_bound), input_dim, **options)
 
 
-class AdditiveCoupling(_Coupling):
+class AdditiveCoupling(Coupling):
     r"""Shift some coordinates by a function of the others; the volume is preserved.
 
     .. math:: y_A = x_A, \quad y_B = x_B + t(x_A, c), \qquad \log |\det J| = 0
 
     Args:
         input_dim: Number of coordinates.
-        mask: True for the coordinates :math:`A` to keep, of shape ``(input_dim,)``; the first half
-            if not given. Where none is kept, the shift depends on the context alone.
-        hidden_dims: Widths of the conditioner's hidden layers.
-        context_dim: Number of entries of the context; zero for none.
-        activation: Name of the conditioner's activation.
+        **options: Those of :class:`Coupling`.
 
     Raises:
         DomainError: A size, the mask or the activation is not possible.
@@ -156,14 +218,5 @@ class AdditiveCoupling(_Coupling):
         tensor(0.)
     """
 
-    num_params = 1
-
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        kept, moved = self._split(x)
-        y = self._join(kept, moved + self._params(kept, context)[0])
-        return y, zero_ladj(y)
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        kept, moved = self._split(y)
-        x = self._join(kept, moved - self._params(kept, context)[0])
-        return x, zero_ladj(x)
+    def __init__(self, input_dim: int, **options: Unpack[CouplingOptions]) -> None:
+        super().__init__(Shift(), input_dim, **options)

@@ -1,0 +1,214 @@
+"""Increasing maps of one coordinate, whose parameters come from elsewhere."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+from typing_extensions import override
+
+from pyro_flows import _checks
+from pyro_flows.errors import DomainError
+from pyro_flows.nn.opaque import opaque
+from pyro_flows.numerics import soft_bound, soft_bound_slope
+from pyro_flows.roots import solve_increasing
+
+
+class Univariate:
+    r"""Base of the increasing maps of one coordinate, :math:`y = f(x; p)` with ``K`` parameters.
+
+    The same map serves free parameters (:class:`~pyro_flows.transforms.Elementwise`), parameters
+    from some of the other coordinates (:class:`~pyro_flows.transforms.Coupling`), and from the
+    coordinates before (:class:`~pyro_flows.transforms.Autoregressive`). With all parameters at
+    zero, where every conditioner starts, the map is the identity.
+
+    A subclass writes :meth:`forward_and_ladj`; it inherits a numerical inverse, whose gradients
+    come from the implicit function theorem. One with an inverse in closed form writes
+    :meth:`inverse_and_ladj` as well, and sets ``inverse_kind`` to ``"exact"``. An instance holds
+    options only, no tensors.
+
+    Attributes:
+        num_params: Number of parameters per coordinate, ``K``.
+        inverse_kind: ``"exact"`` (to rounding) or ``"numerical"`` (to a tolerance).
+        num_features: Numbers by which a network sees one coordinate; two for an angle.
+
+    Example:
+        A map of one's own, inverted numerically and used in a coupling:
+
+        >>> import torch
+        >>> from pyro_flows.transforms import Coupling, Univariate
+        >>> class Bend(Univariate):
+        ...     num_params = 1
+        ...
+        ...     def forward_and_ladj(self, x, params):
+        ...         bend = torch.tanh(params[..., 0, :]) * 0.9
+        ...         return x + bend * torch.tanh(x), torch.log1p(bend / x.cosh().square())
+        >>> transform = Coupling(Bend(), 4)
+        >>> torch.allclose(transform.inv(transform(torch.ones(4))), torch.ones(4))
+        True
+    """
+
+    num_params: int
+    inverse_kind: ClassVar[Literal["exact", "numerical"]] = "numerical"
+    num_features: ClassVar[int] = 1
+
+    @property
+    def domain(self) -> Any:
+        """Where ``x`` lies."""
+        return constraints.real
+
+    @property
+    def codomain(self) -> Any:
+        """Where ``y`` lies."""
+        return constraints.real
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what a network sees of coordinates of shape ``(*, n)``: the same, in general."""
+        return x
+
+    def forward_and_ladj(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`y = f(x; p)` and :math:`\log f'(x; p)`, both of shape ``(*, n)``.
+
+        Args:
+            x: Of shape ``(*, n)``.
+            params: Of shape ``(*, K, n)``; its batch axes broadcast with those of ``x``.
+        """
+        raise NotImplementedError(f"{self._name} does not define forward_and_ladj.")
+
+    def inverse_and_ladj(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`x = f^{-1}(y; p)` and minus :math:`\log f'(x; p)`, of shape ``(*, n)``.
+
+        Args:
+            y: Of shape ``(*, n)``.
+            params: Of shape ``(*, K, n)``; its batch axes broadcast with those of ``y``.
+        """
+        x = self.inverse(y, params)
+        if torch.is_grad_enabled():
+            # Newton's steps, whose value is rounding and whose derivatives are those of the
+            # implicit function: one step alone gets the first one right, two get three.
+            for _ in range(2):
+                value, ladj = self.forward_and_ladj(x, params)
+                x = x + (y - value) * torch.exp(-ladj)
+        return x, -self.forward_and_ladj(x, params)[1]
+
+    def inverse(self, y: Tensor, params: Tensor) -> Tensor:
+        """Return the root ``x``, without a gradient.
+
+        Args:
+            y: Of shape ``(*, n)``.
+            params: Of shape ``(*, K, n)``.
+
+        Raises:
+            NotConvergedError: The root was not found.
+        """
+        if self.inverse_kind == "exact":
+            with torch.no_grad():
+                return self.inverse_and_ladj(y, params)[0]
+
+        def kernel(y: Tensor, flat: Tensor) -> Tensor:
+            params = flat.unflatten(-1, (self.num_params, -1))
+            return self._solve(y, params)
+
+        batch = torch.broadcast_shapes(y.shape, (*params.shape[:-2], 1))[:-1]
+        rows = [y.expand(*batch, -1), params.flatten(-2).expand(*batch, -1)]
+        return opaque(kernel, rows, [])
+
+    def _solve(self, y: Tensor, params: Tensor) -> Tensor:
+        """Return the root; a subclass that knows a bracket narrows the search."""
+        return solve_increasing(lambda x: self.forward_and_ladj(x, params), y, who=self._name)
+
+    def slope_and_pull(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`\partial f / \partial x` and :math:`\partial f / \partial p`, detached.
+
+        Args:
+            x: Of shape ``(*, n)``.
+            params: Of shape ``(*, K, n)``.
+        """
+        x, params = x.detach(), params.detach()
+        y, pullback, ladj = torch.func.vjp(  # type: ignore[misc]
+            lambda params: self.forward_and_ladj(x, params), params, has_aux=True
+        )
+        return ladj.exp(), pullback(torch.ones_like(y))[0]
+
+
+@dataclass(frozen=True)
+class Affine(Univariate):
+    r"""Scale and shift: :math:`y = x e^s + m`, with the parameters :math:`m` and a raw :math:`s`.
+
+    Args:
+        log_scale_bound: Largest :math:`|s|`; approached smoothly.
+
+    Raises:
+        DomainError: The bound is not a positive number.
+    """
+
+    log_scale_bound: float = 3.0
+    num_params = 2
+    inverse_kind = "exact"
+
+    def __post_init__(self) -> None:
+        _checks.check_positive(self._name, "log_scale_bound", self.log_scale_bound)
+
+    def _shift_and_log_scale(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = params.unbind(-2)
+        return shift, soft_bound(raw, self.log_scale_bound)
+
+    @override
+    def forward_and_ladj(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self._shift_and_log_scale(params)
+        return x * log_scale.exp() + shift, log_scale
+
+    @override
+    def inverse_and_ladj(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self._shift_and_log_scale(params)
+        return (y - shift) * torch.exp(-log_scale), -log_scale
+
+    @override
+    def slope_and_pull(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            _, log_scale = self._shift_and_log_scale(params)
+            slope = log_scale.exp()
+            by_log_scale = x * slope * soft_bound_slope(log_scale, self.log_scale_bound)
+            return slope, torch.stack([torch.ones_like(by_log_scale), by_log_scale], -2)
+
+
+@dataclass(frozen=True)
+class Shift(Univariate):
+    """Shift by the one parameter, which preserves volumes: :math:`y = x + m`."""
+
+    num_params = 1
+    inverse_kind = "exact"
+
+    @override
+    def forward_and_ladj(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        y = x + params[..., 0, :]
+        return y, torch.zeros_like(y)
+
+    @override
+    def inverse_and_ladj(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        x = y - params[..., 0, :]
+        return x, torch.zeros_like(x)
+
+
+def check_univariate(who: str, value: object) -> None:
+    """Refuse anything but a :class:`Univariate`."""
+    if not isinstance(value, Univariate):
+        raise _checks.refusal(
+            DomainError,
+            who,
+            expected="a Univariate map",
+            got=_checks.describe(value),
+            advice="Pass Affine(), for example, or subclass Univariate.",
+        )
+
+
+def on_vectors(constraint: Any) -> Any:
+    """Return a constraint on one coordinate as one on vectors."""
+    if constraint is constraints.real:
+        return constraints.real_vector
+    return constraints.independent(constraint, 1)
