@@ -7,7 +7,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from pyro_flows import _checks
-from pyro_flows.numerics import LOG_SQRT_TAU, widen
+from pyro_flows.transforms.base import any_float
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 
@@ -29,7 +29,7 @@ class DistributionModule(TorchDistribution, nn.Module):
     has_rsample = True
 
     def __init__(self, input_dim: int) -> None:
-        input_dim = _checks.check_count(type(self).__name__, "input_dim", input_dim)
+        input_dim = _checks.check_count(self._name, "input_dim", input_dim)
         # torch's Distribution hands on to nn.Module.__init__; its checks are ours to make.
         super().__init__(torch.Size(), torch.Size((input_dim,)), validate_args=False)
 
@@ -52,10 +52,12 @@ class DistributionModule(TorchDistribution, nn.Module):
         new: DistributionModule = self.__new__(type(self))
         # Parameters and submodules are shared; only what belongs to this one object is copied.
         new.__dict__.update(self.__dict__)
-        new._batch_shape = _checks.check_expansion(
-            type(self).__name__, self.batch_shape, batch_shape
-        )
+        new._batch_shape = _checks.check_expansion(self._name, self.batch_shape, batch_shape)
         return new
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
@@ -64,36 +66,78 @@ class DistributionModule(TorchDistribution, nn.Module):
         return object.__hash__(self)
 
 
-class StandardNormal(DistributionModule):
-    r"""The standard normal distribution of :math:`\mathbb{R}^D`.
+class BaseDistribution(DistributionModule):
+    """What the bases of flows share: a family without batch axes of its own.
 
-    .. math:: \log p(x) = -\tfrac12 \|x\|^2 - \tfrac{D}{2} \log 2\pi
+    A subclass writes two methods:
+
+    - ``_draw(shape)`` returns a reparameterised sample of that shape,
+    - ``_log_density(value)`` returns the log-density of points that are already checked.
 
     Args:
-        input_dim: Number of coordinates, ``D``.
+        input_dim: Number of coordinates.
 
     Raises:
         DomainError: ``input_dim`` is not a positive integer.
 
     Example:
+        A base of one's own:
+
         >>> import torch
-        >>> StandardNormal(2).log_prob(torch.zeros(2))
-        tensor(-1.8379)
+        >>> class Logistic(BaseDistribution):
+        ...     def _draw(self, shape):
+        ...         return torch.rand(shape).logit()
+        ...
+        ...     def _log_density(self, value):
+        ...         return -(4 * torch.cosh(value / 2) ** 2).log().sum(-1)
+        >>> Logistic(2).log_prob(torch.zeros(5, 2)).shape
+        torch.Size([5])
     """
 
-    origin: Tensor
+    def _draw(self, shape: torch.Size) -> Tensor:
+        raise NotImplementedError(f"{self._name} does not define _draw.")
 
-    def __init__(self, input_dim: int) -> None:
-        super().__init__(input_dim)
-        self.register_buffer("origin", torch.zeros(input_dim), persistent=False)
+    def _log_density(self, value: Tensor) -> Tensor:
+        raise NotImplementedError(f"{self._name} does not define _log_density.")
 
     def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw a sample of shape ``sample_shape + batch_shape + (input_dim,)``."""
-        shape = self.shape(torch.Size(sample_shape))
-        return torch.randn(shape, dtype=self.origin.dtype, device=self.origin.device)
+        return self._draw(self.shape(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density of ``value``, of shape ``(*, input_dim)``."""
-        _checks.check_points(type(self).__name__, "value", value, self.input_dim)
-        log_prob = -0.5 * widen(value).square().sum(-1) - self.input_dim * LOG_SQRT_TAU
+        """Return the log-density of ``value``, of shape ``(*, input_dim)``.
+
+        Args:
+            value: Its batch axes broadcast with the batch shape.
+
+        Raises:
+            DomainError: ``value`` is not a real floating-point tensor of the parameters' dtype.
+            ShapeError: A shape is wrong.
+        """
+        _checks.check_points(self._name, "value", value, self.input_dim)
+        own = next(iter(self._parameters.values()), None)
+        _checks.check_dtypes(self._name, value=value, parameters=own)
+        _checks.check_broadcast(self._name, value=value.shape[:-1], distribution=self.batch_shape)
+        log_prob = self._log_density(value)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    @property
+    def _kind(self) -> dict[str, Any]:
+        """The dtype and the device of the parameters and buffers."""
+        own = any_float(self)
+        return {} if own is None else {"dtype": own.dtype, "device": own.device}
+
+
+def per_coordinate(who: str, input_dim: int, **values: float | Tensor) -> list[Tensor]:
+    """Return numbers, or vectors of one per coordinate, as vectors; numbers follow the vectors."""
+    vectors = [value for value in values.values() if isinstance(value, Tensor)]
+    like = vectors[0] if vectors else torch.zeros(())
+    full = {
+        name: like.new_full((input_dim,), value) if isinstance(value, (int, float)) else value
+        for name, value in values.items()
+    }
+    checked = {
+        name: _checks.check_buffer(who, name, value, (input_dim,)) for name, value in full.items()
+    }
+    _checks.check_dtypes(who, **checked)
+    return list(checked.values())

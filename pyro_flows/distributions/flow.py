@@ -10,7 +10,8 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor, nn
 
 from pyro_flows import _checks
-from pyro_flows.distributions.base import DistributionModule, Shape, StandardNormal
+from pyro_flows.distributions.base import DistributionModule, Shape
+from pyro_flows.distributions.normal import StandardNormal
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.transforms import Compose, FlowTransform
 from pyro_flows.transforms.base import any_float
@@ -28,12 +29,14 @@ class Flow(DistributionModule):
 
     Args:
         transforms: One transform, or several of which the first acts first.
-        base: A distribution over real vectors of ``input_dim`` entries, without batch axes; the
-            standard normal if not given. To be trained or moved by ``.to()``, it must be a module.
+        base: A distribution over vectors of ``input_dim`` entries, without batch axes, whose
+            support is the transform's domain; the standard normal if not given. To be trained or
+            moved by ``.to()``, it must be a module. A base without ``rsample`` makes a flow
+            without ``rsample``, to fit to data or to sample from.
 
     Raises:
         DomainError: A transform is not a :class:`~pyro_flows.transforms.FlowTransform`, or the
-            base's support is not that of real vectors.
+            base's support is not the transform's domain.
         ShapeError: The base has batch axes or another event shape.
 
     Example:
@@ -81,16 +84,25 @@ class Flow(DistributionModule):
                 f"{tuple(base.event_shape)}",
                 advice="Use .to_event(1) to turn batch axes into an event.",
             )
-        support = base.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        if support not in (constraints.real, constraints.real_vector) or not base.has_rsample:
+        if not _same_constraint(base.support, self.transform.domain):
             raise _checks.refusal(
                 DomainError,
                 "Flow",
-                expected="a reparameterised base over real vectors",
-                got=f"the support {base.support} and has_rsample={base.has_rsample}",
+                expected=f"a base whose support is the domain {self.transform.domain}",
+                got=f"the support {base.support}",
+                advice="Real vectors take a StandardNormal, a StudentT or a GaussianMixture, "
+                "for example, and an interval of each coordinate takes a Box.",
             )
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> Any:
+        """The transform's codomain."""
+        return self.transform.codomain
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether draws have gradients for the parameters: whether the base's do."""
+        return self.base_dist.has_rsample
 
     @property
     def context_dim(self) -> int:
@@ -134,13 +146,32 @@ class Flow(DistributionModule):
 
         Args:
             path_gradient: Whether an ELBO takes the path gradient of a kept draw.
+
+        Raises:
+            DomainError: The base has no ``rsample``.
         """
+        self._check_rsample()
         new = self.expand(self.batch_shape)
         new._keeps_draw, new._path_gradient = True, path_gradient
         return new
 
+    def _check_rsample(self) -> None:
+        if not self.has_rsample:
+            raise _checks.refusal(
+                DomainError,
+                "Flow",
+                expected="a base with rsample, for draws that have gradients",
+                got=f"{type(self.base_dist).__name__} with has_rsample=False",
+                advice="Use a base that has it, as all of pyro_flows.distributions do; this one "
+                "serves .sample() and .log_prob().",
+            )
+
     def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
-        """Draw a sample of shape ``sample_shape + batch_shape + (input_dim,)``."""
+        """Draw a sample of shape ``sample_shape + batch_shape + (input_dim,)``.
+
+        Raises:
+            DomainError: Gradients are enabled and the base has no ``rsample``.
+        """
         return self.rsample_with_log_prob(sample_shape)[0]
 
     def rsample_with_log_prob(self, sample_shape: Shape = torch.Size()) -> tuple[Tensor, Tensor]:
@@ -154,10 +185,15 @@ class Flow(DistributionModule):
             of shape ``sample_shape + batch_shape``.
 
         Raises:
+            DomainError: Gradients are enabled and the base has no ``rsample``.
             ShapeError: The flow takes a context and none was fixed.
         """
         _checks.check_context("Flow", self._context, self.context_dim)
-        eps = self.base_dist.expand(self.batch_shape).rsample(torch.Size(sample_shape))
+        if torch.is_grad_enabled():
+            self._check_rsample()
+        base = self.base_dist.expand(self.batch_shape)
+        draw = base.rsample if self.has_rsample else base.sample
+        eps = draw(torch.Size(sample_shape))
         x, ladj = self.transform.forward_and_ladj(eps, self._context)
         log_prob = self.base_dist.log_prob(eps) - ladj
         if self._keeps_draw:
@@ -224,10 +260,36 @@ class Flow(DistributionModule):
             *args: As Pyro passes them on.
             **kwargs: As Pyro passes them on.
         """
+        if not self.has_rsample:
+            return super().score_parts(x, *args, **kwargs)
         log_prob = self.log_prob(x)
         own = self._kept_log_prob(x) is not None
         entropy_term = self.path_log_prob(x) if own and self._path_gradient else log_prob
         return ScoreParts(log_prob, 0, entropy_term)  # type: ignore[arg-type]
+
+
+def _same_constraint(left: Any, right: Any) -> bool:
+    """Whether two constraints on vectors are of one kind, with the same bounds."""
+    left, right = _per_entry(left), _per_entry(right)
+    return type(left) is type(right) and all(
+        _same_bound(bound, vars(right)[name]) for name, bound in vars(left).items()
+    )
+
+
+def _per_entry(constraint: Any) -> Any:
+    """Return what a constraint asks of each entry, taken out of its wrappers."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def _same_bound(left: Any, right: Any) -> bool:
+    """Whether two bounds are equal, to the rounding of float32."""
+    pair = (left, right)
+    if not all(isinstance(bound, (int, float, Tensor)) for bound in pair):
+        return bool(left == right)
+    left, right = torch.broadcast_tensors(*(torch.as_tensor(bound).double() for bound in pair))
+    return torch.allclose(left, right.to(left.device), rtol=1e-6, atol=0.0)
 
 
 @contextmanager
