@@ -15,6 +15,7 @@ from pyro_flows.distributions.normal import StandardNormal
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.transforms import Compose, FlowTransform
 from pyro_flows.transforms.base import any_float
+from pyro_flows.transforms.domains import same_constraint
 
 
 class Flow(DistributionModule):
@@ -84,7 +85,7 @@ class Flow(DistributionModule):
                 f"{tuple(base.event_shape)}",
                 advice="Use .to_event(1) to turn batch axes into an event.",
             )
-        if not _same_constraint(base.support, self.transform.domain):
+        if not same_constraint(base.support, self.transform.domain):
             raise _checks.refusal(
                 DomainError,
                 "Flow",
@@ -266,30 +267,6 @@ class Flow(DistributionModule):
         own = self._kept_log_prob(x) is not None
         entropy_term = self.path_log_prob(x) if own and self._path_gradient else log_prob
         return ScoreParts(log_prob, 0, entropy_term)  # type: ignore[arg-type]
-
-
-def _same_constraint(left: Any, right: Any) -> bool:
-    """Whether two constraints on vectors are of one kind, with the same bounds."""
-    left, right = _per_entry(left), _per_entry(right)
-    return type(left) is type(right) and all(
-        _same_bound(bound, vars(right)[name]) for name, bound in vars(left).items()
-    )
-
-
-def _per_entry(constraint: Any) -> Any:
-    """Return what a constraint asks of each entry, taken out of its wrappers."""
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    return constraint
-
-
-def _same_bound(left: Any, right: Any) -> bool:
-    """Whether two bounds are equal, to the rounding of float32."""
-    pair = (left, right)
-    if not all(isinstance(bound, (int, float, Tensor)) for bound in pair):
-        return bool(left == right)
-    left, right = torch.broadcast_tensors(*(torch.as_tensor(bound).double() for bound in pair))
-    return torch.allclose(left, right.to(left.device), rtol=1e-6, atol=0.0)
 
 
 @contextmanager

@@ -191,14 +191,13 @@ class Conditioned(torch.distributions.Transform):
         context: Of shape ``(*, context_dim)``.
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
     bijective = True
     sign = +1
 
     def __init__(self, transform: FlowTransform, context: Tensor) -> None:
         super().__init__()
         self.transform, self.context = transform, context
+        self.domain, self.codomain = transform.domain, transform.codomain
 
     def _call(self, x: Tensor) -> Tensor:
         return self.transform.forward_and_ladj(x, self.context)[0]

@@ -1,7 +1,8 @@
 """Transforms made of other transforms."""
 
 from collections.abc import Iterable
-from typing import cast
+from itertools import pairwise
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -9,9 +10,11 @@ from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.numerics import widen
 from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.domains import same_constraint
 
 
-def _check_transform(who: str, value: object) -> None:
+def check_transform(who: str, value: object) -> None:
+    """Refuse anything but a :class:`FlowTransform`."""
     if not isinstance(value, FlowTransform):
         raise _checks.refusal(
             DomainError,
@@ -31,7 +34,8 @@ class Compose(FlowTransform):
         parts: Transforms of one ``input_dim``.
 
     Raises:
-        DomainError: There are no parts, or one is not a :class:`FlowTransform`.
+        DomainError: There are no parts, one is not a :class:`FlowTransform`, or one maps to where
+            the next is not defined.
         ShapeError: The parts differ in ``input_dim``, or in a ``context_dim`` above zero.
 
     Example:
@@ -48,6 +52,8 @@ class Compose(FlowTransform):
         self._check_parts(parts)
         super().__init__(parts[0].input_dim, context_dim=max(part.context_dim for part in parts))
         self.parts = nn.ModuleList(parts)
+        exact = all(part.inverse_kind == "exact" for part in parts)
+        self.inverse_kind = "exact" if exact else "numerical"  # type: ignore[misc]
 
     @classmethod
     def _check_parts(cls, parts: list[FlowTransform]) -> None:
@@ -57,17 +63,35 @@ class Compose(FlowTransform):
                 DomainError, who, expected="at least one transform", got="an empty list"
             )
         for part in parts:
-            _check_transform(who, part)
+            check_transform(who, part)
         for name in ("input_dim", "context_dim"):
             sizes = {getattr(part, name) for part in parts} - {0}
             if len(sizes) > 1:
                 raise _checks.refusal(
                     ShapeError, who, expected=f"parts of one {name}", got=f"{sorted(sizes)}"
                 )
+        for before, after in pairwise(parts):
+            if not same_constraint(before.codomain, after.domain):
+                raise _checks.refusal(
+                    DomainError,
+                    who,
+                    expected=f"a part over {before.codomain} after {type(before).__name__}",
+                    got=f"{type(after).__name__} over {after.domain}",
+                )
 
     @property
     def _ordered(self) -> list[FlowTransform]:
         return cast("list[FlowTransform]", list(self.parts))
+
+    @property
+    def domain(self) -> Any:  # type: ignore[override]
+        """Where ``x`` lies."""
+        return self._ordered[0].domain
+
+    @property
+    def codomain(self) -> Any:  # type: ignore[override]
+        """Where ``y`` lies."""
+        return self._ordered[-1].codomain
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total = widen(x.new_zeros(()))
@@ -104,10 +128,20 @@ class Inverse(FlowTransform):
     """
 
     def __init__(self, transform: FlowTransform) -> None:
-        _check_transform(type(self).__name__, transform)
+        check_transform(type(self).__name__, transform)
         super().__init__(transform.input_dim, context_dim=transform.context_dim)
         self.transform = transform
         self.inverse_kind = transform.inverse_kind  # type: ignore[misc]
+
+    @property
+    def domain(self) -> Any:  # type: ignore[override]
+        """Where ``x`` lies."""
+        return self.transform.codomain
+
+    @property
+    def codomain(self) -> Any:  # type: ignore[override]
+        """Where ``y`` lies."""
+        return self.transform.domain
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.transform._inverse_and_ladj(x, context)

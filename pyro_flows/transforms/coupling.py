@@ -12,12 +12,12 @@ from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.nn import DenseNet
 from pyro_flows.numerics import widen
 from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.domains import on_vectors
 from pyro_flows.transforms.univariate import (
     Affine,
     Shift,
     Univariate,
     check_univariate,
-    on_vectors,
 )
 
 Mask = Sequence[bool] | Tensor

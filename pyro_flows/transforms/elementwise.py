@@ -8,7 +8,8 @@ from torch import Tensor
 from pyro_flows.nn import DenseNet
 from pyro_flows.numerics import widen
 from pyro_flows.transforms.base import FlowTransform
-from pyro_flows.transforms.univariate import Univariate, check_univariate, on_vectors
+from pyro_flows.transforms.domains import on_vectors
+from pyro_flows.transforms.univariate import Univariate, check_univariate
 
 
 class ElementwiseOptions(TypedDict, total=False):

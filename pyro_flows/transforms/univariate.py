@@ -205,10 +205,3 @@ def check_univariate(who: str, value: object) -> None:
             got=_checks.describe(value),
             advice="Pass Affine(), for example, or subclass Univariate.",
         )
-
-
-def on_vectors(constraint: Any) -> Any:
-    """Return a constraint on one coordinate as one on vectors."""
-    if constraint is constraints.real:
-        return constraints.real_vector
-    return constraints.independent(constraint, 1)
