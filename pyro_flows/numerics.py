@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 LOG_SQRT_TAU = 0.5 * math.log(2 * math.pi)
+_LEAST_SLOPE = 1e-3
+_NEWTON_STEPS = 12
 
 
 def soft_bound(x: Tensor, bound: float) -> Tensor:
@@ -34,6 +36,19 @@ def zero_ladj(x: Tensor) -> Tensor:
     return widen(x.new_zeros(x.shape[:-1]))
 
 
+def solve_rows(matrix: Tensor, rows: Tensor, *, upper: bool = False) -> Tensor:
+    """Solve ``matrix @ v = row`` for each row, in float32 at least.
+
+    Args:
+        matrix: A triangular matrix, of shape ``(D, D)``.
+        rows: Of shape ``(*, D)``.
+        upper: Whether the matrix is upper-triangular; lower-triangular otherwise.
+    """
+    flat = widen(rows.reshape(-1, rows.shape[-1]))
+    solved = torch.linalg.solve_triangular(widen(matrix.T), flat, upper=not upper, left=False)
+    return solved.view(rows.shape).to(rows.dtype)
+
+
 def soft_bound_slope(bounded: Tensor, bound: float) -> Tensor:
     """Return the derivative of :func:`soft_bound`, given its value."""
     return 1 - (bounded / bound).square()
@@ -49,3 +64,48 @@ def log_sech_square(x: Tensor) -> Tensor:
     """
     # Beyond the threshold, softplus is its argument, to the rounding of float64.
     return 2 * (math.log(2) - x - functional.softplus(-2 * x, threshold=40.0))
+
+
+def above_minus_one(x: Tensor) -> Tensor:
+    r"""Map ``x`` smoothly above -1, with slope one at zero and no bound from above.
+
+    .. math:: m(a) = \begin{cases} a & a \ge 0 \\ k (e^{a / k} - 1) & a < 0 \end{cases}
+
+    With :math:`k = 0.999`, the slope :math:`1 + m` of a map stays away from zero.
+
+    Args:
+        x: Any tensor.
+    """
+    return functional.celu(x, alpha=1 - _LEAST_SLOPE)
+
+
+def solve_bend(r: Tensor, bend: Tensor) -> Tensor:
+    r"""Solve :math:`t + c \tanh t = r` for ``t``, with derivatives.
+
+    Both sides are odd, so let :math:`r \ge 0`. For :math:`c > 0` the left side is concave, and for
+    :math:`c < 0` convex; started at the better one of the bounds :math:`r - c` and
+    :math:`r / (1 + c)`, both below the root in the first case and above it in the second, Newton's
+    steps never cross it. They are twelve, which is enough for :math:`c` up to about 1e5.
+
+    Args:
+        r: Any tensor.
+        bend: :math:`c > -1`; broadcasts with ``r``.
+    """
+    with torch.no_grad():
+        size = r.abs()
+        low, high = size - bend, size / (1 + bend)
+        t = torch.where(bend > 0, torch.maximum(low, high), torch.minimum(low, high))
+        for _ in range(_NEWTON_STEPS):
+            t = t - _newton_step(t, size, bend)
+        t = torch.where(r < 0, -t, t)
+    if not torch.is_grad_enabled():
+        return t
+    # Two more steps, whose value is rounding and whose derivatives are those of the implicit
+    # function: one step alone gets the first one right, two get three.
+    for _ in range(2):
+        t = t - _newton_step(t, r, bend)
+    return t
+
+
+def _newton_step(t: Tensor, r: Tensor, bend: Tensor) -> Tensor:
+    return (t + bend * torch.tanh(t) - r) / (1 + bend * log_sech_square(t).exp())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import soft_bound, widen
+from pyro_flows.numerics import soft_bound, solve_rows, widen
 from pyro_flows.transforms.base import FlowTransform
 
 # Largest change of a log-scale that a context can make.
@@ -211,13 +211,6 @@ class LowerTriangularAffine(_LocatedAffine):
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         loc, log_scale = self._loc_and_log_scale(context)
-        inner = _solve_lower(self.fixed_scale, y - self.fixed_loc) - loc
-        x = _solve_lower(self._unit_lower(), inner) * torch.exp(-log_scale)
+        inner = solve_rows(self.fixed_scale, y - self.fixed_loc) - loc
+        x = solve_rows(self._unit_lower(), inner) * torch.exp(-log_scale)
         return x, -self._ladj(log_scale, self.fixed_scale.diagonal(), x.shape[:-1])
-
-
-def _solve_lower(matrix: Tensor, rows: Tensor) -> Tensor:
-    """Solve ``matrix @ v = row`` for each row of ``rows``, of shape ``(*, D)``."""
-    flat = rows.reshape(-1, rows.shape[-1])
-    solved = torch.linalg.solve_triangular(widen(matrix.T), widen(flat), upper=True, left=False)
-    return solved.view(rows.shape).to(rows.dtype)

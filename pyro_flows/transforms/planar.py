@@ -6,11 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import log_sech_square, widen
+from pyro_flows.numerics import above_minus_one, log_sech_square, solve_bend, widen
 from pyro_flows.transforms.base import FlowTransform
-
-_LEAST_SLOPE = 1e-3
-_NEWTON_STEPS = 12
 
 
 class Planar(FlowTransform):
@@ -23,12 +20,12 @@ class Planar(FlowTransform):
     along :math:`w` to make it so,
 
     .. math:: \hat u = u + \frac{m(w^\top u) - w^\top u}{\|w\|^2} w, \qquad
-        m(a) = \begin{cases} a & a \ge 0 \\ (1 - \epsilon)(e^a - 1) & a < 0 \end{cases}
+        m(a) = \begin{cases} a & a \ge 0 \\ k (e^{a / k} - 1) & a < 0 \end{cases}
 
-    With this :math:`m`, unlike the softplus of the paper, :math:`\hat u` stays bounded as
-    :math:`w \to 0`, and :math:`u = 0` is the identity, where training starts. The inverse reduces
-    to one monotone equation for :math:`t = w^\top x + b`, whose Newton iteration is started so
-    that it converges from one side.
+    with :math:`k = 0.999`. With this :math:`m`, unlike the softplus of the paper,
+    :math:`\hat u` stays bounded as :math:`w \to 0`, and :math:`u = 0` is the identity, where
+    training starts. The inverse reduces to one monotone equation for :math:`t = w^\top x + b`,
+    whose Newton iteration is started so that it converges from one side.
 
     Args:
         input_dim: Number of coordinates.
@@ -72,7 +69,7 @@ class Planar(FlowTransform):
             moves = self.conditioner(None, context).split(sizes, -1)
             w, u, b = w + moves[0], u + moves[1], b + moves[2]
         a = (w * u).sum(-1)
-        bounded = torch.where(a < 0, (1 - _LEAST_SLOPE) * torch.expm1(a.clamp(max=0)), a)
+        bounded = above_minus_one(a)
         norm_square = w.square().sum(-1).clamp(min=torch.finfo(w.dtype).tiny)
         u_hat = u + ((bounded - a) / norm_square)[..., None] * w
         return w, u_hat, b[..., 0], bounded
@@ -84,37 +81,9 @@ class Planar(FlowTransform):
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         w, u_hat, b, bend = self._params(context)
-        t = _solve_bend((y * w).sum(-1) + b, bend)
+        t = solve_bend((y * w).sum(-1) + b, bend)
         return y - u_hat * torch.tanh(t)[..., None], -_log_slope(t, bend)
 
 
 def _log_slope(t: Tensor, bend: Tensor) -> Tensor:
     return torch.log1p(widen(bend) * log_sech_square(widen(t)).exp())
-
-
-def _solve_bend(r: Tensor, bend: Tensor) -> Tensor:
-    r"""Solve :math:`t + c \tanh t = r` for ``t``, with :math:`c > -1`.
-
-    Both sides are odd, so let :math:`r \ge 0`. For :math:`c > 0` the left side is concave, and for
-    :math:`c < 0` convex; started at the better one of the bounds :math:`r - c` and
-    :math:`r / (1 + c)`, both below the root in the first case and above it in the second, Newton's
-    steps never cross it.
-    """
-    with torch.no_grad():
-        size = r.abs()
-        low, high = size - bend, size / (1 + bend)
-        t = torch.where(bend > 0, torch.maximum(low, high), torch.minimum(low, high))
-        for _ in range(_NEWTON_STEPS):
-            t = t - _newton_step(t, size, bend)
-        t = torch.where(r < 0, -t, t)
-    if not torch.is_grad_enabled():
-        return t
-    # Two more steps, whose value is rounding and whose derivatives are those of the implicit
-    # function: one step alone gets the first one right, two get three.
-    for _ in range(2):
-        t = t - _newton_step(t, r, bend)
-    return t
-
-
-def _newton_step(t: Tensor, r: Tensor, bend: Tensor) -> Tensor:
-    return (t + bend * torch.tanh(t) - r) / (1 + bend * log_sech_square(t).exp())

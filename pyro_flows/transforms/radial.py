@@ -1,0 +1,136 @@
+"""The radial transform, with an inverse in closed form."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_flows.nn import DenseNet
+from pyro_flows.numerics import above_minus_one, soft_bound, widen
+from pyro_flows.transforms.base import FlowTransform
+
+# Radii from e^-10 to e^10: a point is never infinitely many radii away.
+_LOG_RADIUS_BOUND = 10.0
+
+
+class Radial(FlowTransform):
+    r"""Push the space away from a centre, or draw it in.
+
+    .. math:: y = x + \beta \, \frac{x - x_0}{\alpha + r}, \qquad r = \|x - x_0\|
+
+    With :math:`h = 1 / (\alpha + r)`, the log-determinant is
+
+    .. math:: \log \det J = (D - 1) \log(1 + \beta h) + \log(1 + \beta h + \beta h' r)
+
+    The map is invertible where :math:`\beta > -\alpha`. Both come from free numbers :math:`a, b`,
+    as :math:`\alpha = e^a`, with :math:`|a|` softly bounded by ten, and
+    :math:`\beta = \alpha \, m(b)`, where :math:`m` is the identity above zero and tends to -0.999
+    below (see :func:`pyro_flows.numerics.above_minus_one`). So :math:`b = 0` is the identity,
+    where training starts. The inverse is the positive root of a quadratic in :math:`r`.
+
+    Args:
+        input_dim: Number of coordinates.
+        context_dim: Number of entries of the context, which then moves :math:`x_0, a, b`; zero for
+            none.
+        hidden_dims: Widths of the hidden layers of the context's network.
+
+    Raises:
+        DomainError: A size is not a positive integer.
+
+    Reference:
+        Rezende & Mohamed (2015), *Variational inference with normalizing flows*, equation 14 and
+        appendix A.2.
+
+    Example:
+        >>> import torch
+        >>> transform = Radial(3)
+        >>> y = transform(torch.ones(5, 3))
+        >>> torch.allclose(transform.inv(y), torch.ones(5, 3))
+        True
+    """
+
+    def __init__(
+        self, input_dim: int, *, context_dim: int = 0, hidden_dims: Sequence[int] = (64, 64)
+    ) -> None:
+        super().__init__(input_dim, context_dim=context_dim)
+        self.center = nn.Parameter(torch.randn(input_dim))
+        # The radius of a typical set: that of a normal distribution, of which a centre is a draw.
+        self.log_radius = nn.Parameter(torch.full((1,), float(input_dim)).log() / 2)
+        self.push = nn.Parameter(torch.zeros(1))
+        self.conditioner = (
+            DenseNet(0, input_dim + 2, context_dim=context_dim, hidden_dims=hidden_dims)
+            if context_dim
+            else None
+        )
+
+    def _params(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Return :math:`x_0`; :math:`\alpha` and :math:`\beta / \alpha`, of shape ``(*, 1)``."""
+        center, log_radius, push = self.center, self.log_radius, self.push
+        if self.conditioner is not None:
+            moves = self.conditioner(None, context).split([self.input_dim, 1, 1], -1)
+            center, log_radius, push = center + moves[0], log_radius + moves[1], push + moves[2]
+        alpha = soft_bound(log_radius, _LOG_RADIUS_BOUND).exp()
+        return center, alpha, above_minus_one(push)
+
+    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        center, alpha, ratio = self._params(context)
+        s = _length(x - center) / alpha
+        y = _stretch(x, center, ratio / (1 + s), (1 + ratio + s) / (1 + s))
+        return y, self._ladj(s, ratio)
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        center, alpha, ratio = self._params(context)
+        s = _solve_distance(_length(y - center) / alpha, 1 + ratio)
+        x = _stretch(y, center, -ratio / (1 + ratio + s), (1 + s) / (1 + ratio + s))
+        return x, -self._ladj(s, ratio)
+
+    def _ladj(self, s: Tensor, ratio: Tensor) -> Tensor:
+        r"""Return the log-determinant at :math:`s = r / \alpha`, for :math:`c = \beta / \alpha`.
+
+        Across the radius, the map stretches by :math:`1 + c / (1 + s)`; along, by
+        :math:`1 + c / (1 + s)^2`.
+        """
+        s, ratio = widen(s), widen(ratio)
+        across, excess = (1 + ratio + s) / (1 + s), ratio / (1 + s)
+        ladj = (self.input_dim - 1) * _log_stretch(excess, across)
+        return (ladj + _log_stretch(excess / (1 + s), (across + s) / (1 + s)))[..., 0]
+
+
+# A stretch comes with its excess over one. Where it is small, one plus the excess cancels;
+# elsewhere, the gradient of the stretch does.
+
+
+def _stretch(points: Tensor, center: Tensor, excess: Tensor, stretch: Tensor) -> Tensor:
+    offset = points - center
+    return torch.where(excess < -0.5, center + stretch * offset, points + excess * offset)
+
+
+def _log_stretch(excess: Tensor, stretch: Tensor) -> Tensor:
+    return torch.where(excess < -0.5, stretch.log(), torch.log1p(excess))
+
+
+def _length(offset: Tensor) -> Tensor:
+    """Return the norm, of shape ``(*, 1)``; no square overflows, and zero has the gradient zero.
+
+    The largest entry, a constant to autodiff, cancels; unlike in ``torch.linalg.vector_norm``.
+    """
+    peak = offset.detach().abs().amax(-1, keepdim=True)
+    peak = torch.where(peak == 0, 1, peak)
+    square = (offset / peak).square().sum(-1, keepdim=True)
+    root = torch.where(square == 0, 1, square).sqrt()
+    return torch.where(square == 0, 0, root * peak)
+
+
+def _solve_distance(image: Tensor, k: Tensor) -> Tensor:
+    r"""Return the distance :math:`s \ge 0` whose image is :math:`S = s (k + s) / (1 + s)`.
+
+    It is the positive root of :math:`s^2 + (k - S) s - S = 0`, for :math:`k > 0`. With
+    :math:`N = k + S` and :math:`t = (k - S) / N`, its discriminant is :math:`N^2 q^2` with
+    :math:`q^2 = t^2 + 4 S / N^2`, of which neither term overflows or cancels.
+    """
+    n = k + image
+    t = (k - image) / n
+    q = (t.square() + 4 * (image / n) / n).sqrt()
+    # Two forms of one root: each subtracts where the other adds.
+    adding = torch.where(t > 0, t + q, 1)
+    return torch.where(t > 0, 2 * (image / n) / adding, n * (q - t) / 2)

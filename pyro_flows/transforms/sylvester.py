@@ -1,0 +1,216 @@
+"""The Sylvester transform, with an inverse."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_flows import _checks
+from pyro_flows.errors import DomainError
+from pyro_flows.nn import DenseNet
+from pyro_flows.nn.orthogonal import householder_matrix
+from pyro_flows.numerics import above_minus_one, log_sech_square, soft_bound, solve_bend, widen
+from pyro_flows.transforms.base import FlowTransform
+
+_LOG_SLOPE_BOUND = 3.0
+
+
+class _Params(NamedTuple):
+    """The matrices of the map, ``(*, D, M)`` and twice ``(*, M, M)``, and vectors ``(*, M)``."""
+
+    frame: Tensor
+    outer: Tensor
+    inner: Tensor
+    bias: Tensor
+    bend: Tensor
+
+
+class Sylvester(FlowTransform):
+    r"""Bend the space along several directions at once.
+
+    .. math:: y = x + Q R \tanh(\tilde R Q^\top x + b), \qquad
+        \det J = \prod_i \left(1 + R_{ii} \tilde R_{ii} \, \mathrm{sech}^2 a_i\right), \quad
+        a = \tilde R Q^\top x + b
+
+    The columns of :math:`Q`, of shape ``(D, M)``, are orthonormal; :math:`R` and
+    :math:`\tilde R`, of shape ``(M, M)``, are upper-triangular. The map is invertible where
+    :math:`R_{ii} \tilde R_{ii} > -1`; since tanh is odd, :math:`\tilde R_{ii} > 0` loses nothing.
+    Free numbers :math:`s_i, c_i` thus give :math:`\tilde R_{ii} = e^{s_i}`, with :math:`|s_i|`
+    softly bounded by three, and :math:`R_{ii} = m(c_i) / \tilde R_{ii}`, with the :math:`m` of
+    :func:`pyro_flows.numerics.above_minus_one`. Training starts at the identity, :math:`R = 0`.
+
+    :math:`Q` holds the first columns of a product of Householder reflections, by whose number the
+    three flows of the paper differ:
+
+    - ``num_reflections=num_hidden``, as is the default, reaches every :math:`Q` (orthogonal),
+    - fewer are cheaper (Householder),
+    - none leaves the coordinates as they are (triangular). Let ``reverse`` alternate along a chain
+      then, so that each coordinate gets to move by each other one.
+
+    The inverse is a walk over the ``M`` hidden coordinates, each of which solves one monotone
+    equation as :class:`~pyro_flows.transforms.Planar` does. Its gradients, which keep no graph of
+    the walk, are right to third order. It is as exact as the map is well-conditioned: large
+    entries above the diagonals cost digits, the more so with many hidden units.
+
+    Args:
+        input_dim: Number of coordinates, ``D``.
+        num_hidden: Number of hidden units, ``M``, at most ``D``; ``D`` if not given.
+        num_reflections: Number of Householder reflections; ``num_hidden`` if not given.
+        reverse: Take the columns of :math:`Q` from the last one backwards.
+        context_dim: Number of entries of the context, which then moves all parameters, those of
+            :math:`Q` as well; zero for none.
+        hidden_dims: Widths of the hidden layers of the context's network.
+
+    Raises:
+        DomainError: A size is not possible.
+
+    Reference:
+        van den Berg, Hasenclever, Tomczak & Welling (2018), *Sylvester normalizing flows for
+        variational inference*, theorems 1 and 2, and section 3.
+
+    Example:
+        >>> import torch
+        >>> transform = Sylvester(5, num_hidden=2)
+        >>> y = transform(torch.ones(10, 5))
+        >>> torch.allclose(transform.inv(y), torch.ones(10, 5))
+        True
+    """
+
+    inverse_kind = "numerical"
+    vectors: Tensor
+    columns: Tensor
+    places: Tensor
+
+    def __init__(
+        self,
+        input_dim: int,
+        *,
+        num_hidden: int | None = None,
+        num_reflections: int | None = None,
+        reverse: bool = False,
+        context_dim: int = 0,
+        hidden_dims: Sequence[int] = (64, 64),
+    ) -> None:
+        super().__init__(input_dim, context_dim=context_dim)
+        m = self.num_hidden = self._check_hidden(input_dim if num_hidden is None else num_hidden)
+        k = m if num_reflections is None else num_reflections
+        k = _checks.check_count(self._name, "num_reflections", k, least=0)
+        self.register_buffer(
+            "columns", torch.arange(input_dim).flip(0)[:m] if reverse else torch.arange(m)
+        )
+        self.register_buffer("places", _triangle_places(m))
+        # A triangle is stored as its diagonal, and then the rows of what is above it.
+        above = m * (m - 1) // 2
+        self.outer = nn.Parameter(torch.zeros(m + above))
+        self.inner = nn.Parameter(torch.cat([torch.zeros(m), torch.randn(above) / m**0.5]))
+        self.bias = nn.Parameter(torch.randn(m))
+        vectors = torch.randn(k, input_dim)
+        # On a line, a reflection has no direction to learn.
+        if k and input_dim > 1:
+            self.vectors = nn.Parameter(vectors)
+        else:
+            self.register_buffer("vectors", vectors)
+        self._sizes = [t.numel() for t in (self.outer, self.inner, self.bias, self.vectors)]
+        self.conditioner = (
+            DenseNet(0, sum(self._sizes), context_dim=context_dim, hidden_dims=hidden_dims)
+            if context_dim
+            else None
+        )
+
+    def _check_hidden(self, num_hidden: int) -> int:
+        num_hidden = _checks.check_count(self._name, "num_hidden", num_hidden)
+        if num_hidden > self.input_dim:
+            raise _checks.refusal(
+                DomainError,
+                self._name,
+                expected=f"num_hidden of at most input_dim={self.input_dim}",
+                got=f"{num_hidden}",
+                advice="Chain several of these transforms for more hidden units.",
+            )
+        return num_hidden
+
+    def _params(self, context: Tensor | None) -> _Params:
+        outer, inner, bias, vectors = self.outer, self.inner, self.bias, self.vectors
+        if self.conditioner is not None:
+            moves = self.conditioner(None, context).split(self._sizes, -1)
+            outer, inner, bias = outer + moves[0], inner + moves[1], bias + moves[2]
+            vectors = vectors + moves[3].unflatten(-1, vectors.shape)
+        m = self.num_hidden
+        bend = above_minus_one(outer[..., :m])
+        slope = soft_bound(inner[..., :m], _LOG_SLOPE_BOUND).exp()
+        return _Params(
+            householder_matrix(vectors).index_select(-1, self.columns),
+            self._triangle(bend / slope, outer[..., m:]),
+            self._triangle(slope, inner[..., m:]),
+            bias,
+            bend,
+        )
+
+    def _triangle(self, diagonal: Tensor, above: Tensor) -> Tensor:
+        """Return the upper-triangular matrices, of shape ``(*, M, M)``."""
+        entries = torch.cat([diagonal, above, torch.zeros_like(diagonal[..., :1])], -1)
+        return entries.index_select(-1, self.places).unflatten(-1, (self.num_hidden, -1))
+
+    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        p = self._params(context)
+        a = _activation(_apply(p.frame.mT, x), p)
+        return x + _apply(p.frame @ p.outer, torch.tanh(a)), _ladj(a, p.bend)
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        p = self._params(context)
+        a = self._solve(_apply(p.frame.mT, y), p)
+        return y - _apply(p.frame @ p.outer, torch.tanh(a)), -_ladj(a, p.bend)
+
+    def _solve(self, w: Tensor, p: _Params) -> Tensor:
+        r"""Return the :math:`a = \tilde R z + b` at which :math:`z + R \tanh a = w`."""
+        with torch.no_grad():
+            z, a = w, p.bias
+            # Below a unit's own, all is known; its part of both sums goes to the units above.
+            for i in reversed(range(self.num_hidden)):
+                target = p.inner[..., i, i] * z[..., i] + a[..., i]
+                bent = solve_bend(target, p.bend[..., i]).tanh()[..., None]
+                z = z - bent * p.outer[..., i]
+                a = a + z[..., i, None] * p.inner[..., i]
+        if not torch.is_grad_enabled():
+            return a
+        with torch.no_grad():
+            jacobian = _jacobian(a, p)
+        # Two of Newton's steps, whose value is rounding: the first gets the first derivative of
+        # the implicit function right, even at a constant Jacobian; the two, three.
+        z = z - _newton_step(jacobian, z, w, p)
+        z = z - _newton_step(_jacobian(_activation(z, p), p), z, w, p)
+        return _activation(z, p)
+
+
+def _triangle_places(m: int) -> Tensor:
+    """Return where the entries of a flat upper triangle are; the last place holds a zero."""
+    places = torch.full((m, m), m * (m + 1) // 2)
+    above = torch.triu_indices(m, m, 1)
+    places[above[0], above[1]] = m + torch.arange(above.shape[1])
+    return places.diagonal_scatter(torch.arange(m)).flatten()
+
+
+def _apply(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Return ``matrix @ row`` for each row, where both may have batch axes."""
+    return (rows[..., None, :] @ matrix.mT)[..., 0, :]
+
+
+def _activation(z: Tensor, p: _Params) -> Tensor:
+    return _apply(p.inner, z) + p.bias
+
+
+def _jacobian(a: Tensor, p: _Params) -> Tensor:
+    """Return the derivative of ``z + R tanh(a)`` for ``z``, of shape ``(*, M, M)``."""
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    return eye + (p.outer * log_sech_square(a).exp()[..., None, :]) @ p.inner
+
+
+def _newton_step(jacobian: Tensor, z: Tensor, w: Tensor, p: _Params) -> Tensor:
+    residual = z + _apply(p.outer, torch.tanh(_activation(z, p))) - w
+    step = torch.linalg.solve_triangular(widen(jacobian), widen(residual[..., None]), upper=True)
+    return step[..., 0].to(z.dtype)
+
+
+def _ladj(a: Tensor, bend: Tensor) -> Tensor:
+    return torch.log1p(widen(bend) * log_sech_square(widen(a)).exp()).sum(-1)
