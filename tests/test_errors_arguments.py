@@ -30,6 +30,8 @@ from pyro_flows.transforms import (
     Permute,
     Planar,
     QRLinear,
+    Radial,
+    Sylvester,
 )
 
 NAN = float("nan")
@@ -61,6 +63,8 @@ BAD_ARGUMENTS = [
             Orthogonal,
             Planar,
             QRLinear,
+            Radial,
+            Sylvester,
             Box,
             DiagonalNormal,
             StandardNormal,
@@ -180,6 +184,76 @@ BAD_ARGUMENTS = [
         lambda: flows.maf(1, activation="gelu"),
         DomainError,
         "^maf: expected activation to be one of",
+    ),
+    *[
+        (lambda options=options: Sylvester(3, **options), DomainError, f"^Sylvester: {words}")
+        for options, words in (
+            ({"num_hidden": 4}, "expected num_hidden of at most input_dim=3; got 4. Chain"),
+            ({"num_hidden": 0}, "expected num_hidden to be an integer >= 1; got 0"),
+            ({"num_hidden": 1.5}, "expected num_hidden to be an integer >= 1; got 1.5"),
+            ({"num_reflections": -1}, "expected num_reflections to be an integer >= 0; got -1"),
+            ({"num_reflections": "2"}, "expected num_reflections to be an integer >= 0; got '2'"),
+        )
+    ],
+    # FAULTS 26: a scale that cannot be inverted.
+    (
+        lambda: ElementwiseAffine(2, scale=torch.tensor([1.0, 0.0])),
+        DomainError,
+        r"got \[1.0, 0.0\]",
+    ),
+    (
+        lambda: ElementwiseAffine(2, scale=torch.tensor([1.0, NAN])),
+        DomainError,
+        "scale to be finite",
+    ),
+    (lambda: ElementwiseAffine(2, loc=torch.tensor([1.0, NAN])), DomainError, "loc to be finite"),
+    (
+        lambda: ElementwiseAffine(2, loc=torch.zeros(3)),
+        ShapeError,
+        r"loc of shape \(2,\); got .* \(3,\)",
+    ),
+    (lambda: ElementwiseAffine(2, scale=torch.ones(1)), ShapeError, r"scale of shape \(2,\)"),
+    (
+        lambda: ElementwiseAffine(2, scale=2.0),
+        DomainError,
+        r"scale to be .* tensor; got 2.0 \(float\)",
+    ),
+    (
+        lambda: ElementwiseAffine(2, loc=torch.zeros(2).int()),
+        DomainError,
+        "loc to be .* got a int32",
+    ),
+    (
+        lambda: ElementwiseAffine(2, loc=torch.zeros(2).double(), scale=torch.ones(2)),
+        DomainError,
+        "loc and scale of one dtype; got float64 loc and float32 scale",
+    ),
+    *[
+        (
+            lambda value=value: LowerTriangularAffine(2, scale_tril=value),
+            DomainError,
+            "scale_tril to be lower-triangular with a positive diagonal; got",
+        )
+        for value in (
+            _tril([1.0, 0.0], [0.5, 0.0]),
+            _tril([1.0, 0.0], [0.5, -1.0]),
+            _tril([1.0, 0.5], [0.0, 1.0]),
+        )
+    ],
+    (
+        lambda: LowerTriangularAffine(2, scale_tril=torch.eye(3)),
+        ShapeError,
+        r"scale_tril of shape \(2, 2",
+    ),
+    (
+        lambda: LowerTriangularAffine(2, scale_tril=torch.ones(2)),
+        ShapeError,
+        "scale_tril of shape",
+    ),
+    (
+        lambda: LowerTriangularAffine(2, scale_tril=_tril([1.0, 0.0], [NAN, 1.0])),
+        DomainError,
+        "scale_tril to be finite",
     ),
     # FAULTS 11: bases.
     (

@@ -14,6 +14,7 @@ from pyro_flows.distributions import Flow
 from pyro_flows.nn.activations import ACTIVATIONS
 from pyro_flows.numerics import log_sech_square
 from pyro_flows.transforms import (
+    ActNorm,
     AdditiveCoupling,
     AffineAutoregressive,
     AffineCoupling,
@@ -24,9 +25,19 @@ from pyro_flows.transforms import (
     ElementwiseAffine,
     FlowTransform,
     Inverse,
+    InvertibleConv1x1,
     LowerTriangularAffine,
+    LULinear,
+    MultiScale,
+    Orthogonal,
+    Partial,
     Permute,
+    Pixelwise,
     Planar,
+    QRLinear,
+    Radial,
+    Squeeze,
+    Sylvester,
     Univariate,
 )
 
@@ -77,6 +88,31 @@ def _autoregressive(d: int, c: int, **options: object) -> FlowTransform:
     return AffineAutoregressive(d, context_dim=c, **{"hidden_dims": HIDDEN, **options})
 
 
+def _sylvester(d: int, c: int, **options: object) -> FlowTransform:
+    return Sylvester(d, context_dim=c, hidden_dims=HIDDEN, **options)
+
+
+def _lu(d: int, c: int, **options: object) -> FlowTransform:
+    return LULinear(d, context_dim=c, hidden_dims=HIDDEN, **options)
+
+
+def _located_lu(d: int, c: int) -> FlowTransform:
+    """Return one whose pivots are negative."""
+    return _lu(d, c, matrix=-torch.eye(d) - 0.3 * torch.ones(d, d).tril())
+
+
+def _qr(d: int, c: int, **options: object) -> FlowTransform:
+    return QRLinear(d, context_dim=c, hidden_dims=HIDDEN, **options)
+
+
+def _pixelwise(d: int, c: int) -> FlowTransform:
+    return Pixelwise(Planar(1, context_dim=c, hidden_dims=HIDDEN), (1, d, 1))
+
+
+def _multi_scale(d: int, c: int) -> FlowTransform:
+    return MultiScale([_coupling((d + 1) // 2, c), Planar(d), _coupling(d, c)])
+
+
 def _compose_couplings(d: int, c: int) -> FlowTransform:
     return Compose([_coupling(d, c), Permute.reversal(d), _coupling(d, c)])
 
@@ -123,6 +159,27 @@ ZOO: dict[str, Factory] = {
     "permute_reversal": lambda d, c: Permute.reversal(d),
     "permute_random": lambda d, c: Permute.random(d, seed=1),
     "planar": lambda d, c: Planar(d, context_dim=c, hidden_dims=HIDDEN),
+    "radial": lambda d, c: Radial(d, context_dim=c, hidden_dims=HIDDEN),
+    "inverse_radial": lambda d, c: Inverse(Radial(d, context_dim=c, hidden_dims=HIDDEN)),
+    "sylvester": _sylvester,
+    "sylvester_narrow": lambda d, c: _sylvester(d, c, num_hidden=(d + 1) // 2),
+    "sylvester_householder": partial(_sylvester, num_reflections=1),
+    "sylvester_triangular": partial(_sylvester, num_reflections=0, reverse=True),
+    "inverse_sylvester": lambda d, c: Inverse(_sylvester(d, c)),
+    "lu_linear": _lu,
+    "lu_linear_located": _located_lu,
+    "lu_linear_permuted": lambda d, c: _lu(d, c, permutation=torch.arange(d).roll(1)),
+    "qr_linear": _qr,
+    "qr_linear_long": lambda d, c: _qr(d, c, num_reflections=2 * d),
+    "orthogonal": lambda d, c: Orthogonal(d),
+    "compose_orthogonal": lambda d, c: Compose([Orthogonal(d), _located_elementwise(d, c)]),
+    "actnorm": lambda d, c: ActNorm(d),
+    "actnorm_channels": lambda d, c: ActNorm(d, image_shape=(1, d, 1)),
+    "pixelwise": _pixelwise,
+    "conv1x1": lambda d, c: InvertibleConv1x1((d, 1, 1), context_dim=c, hidden_dims=HIDDEN),
+    "squeeze": lambda d, c: Squeeze((d, 1, 1), factor=1),
+    "partial": lambda d, c: Partial(_coupling(max(d - 1, 1), c), d),
+    "multi_scale": _multi_scale,
     "compose_couplings": _compose_couplings,
     "compose_everything": _compose_everything,
     "compose_nested": lambda d, c: Compose([_compose_couplings(d, c), _located_triangular(d, 0)]),
@@ -136,8 +193,11 @@ RECIPES: dict[str, Callable[[int, int], Flow]] = {
     "realnvp": lambda d, c: flows.realnvp(d, context_dim=c),
 }
 
-# Rows that take no context and have no parameters.
-WITHOUT_CONTEXT = frozenset({"permute_reversal", "permute_random"})
+# Rows whose parameters, if they have any, leave the density of a flow as it is.
+WITHOUT_PARAMETERS = frozenset(
+    {"permute_reversal", "permute_random", "orthogonal", "squeeze"}
+)
+WITHOUT_CONTEXT = WITHOUT_PARAMETERS | {"actnorm", "actnorm_channels"}
 AUTOREGRESSIVE = tuple(name for name in ZOO if name.startswith("autoregressive"))
 # One member of each kind, for the contracts whose cost is high or whose code the variants share.
 KINDS = (
@@ -152,6 +212,17 @@ KINDS = (
     "inverse_autoregressive",
     "permute_random",
     "planar",
+    "radial",
+    "sylvester",
+    "lu_linear",
+    "qr_linear",
+    "orthogonal",
+    "actnorm",
+    "pixelwise",
+    "conv1x1",
+    "squeeze",
+    "partial",
+    "multi_scale",
     "compose_everything",
 )
 
@@ -167,8 +238,8 @@ def rows(among: Iterable[str] = ZOO) -> list[tuple[str, int]]:
 
 
 def learnable(among: Iterable[str] = ZOO) -> list[str]:
-    """Return the rows that have parameters."""
-    return [name for name in among if name not in WITHOUT_CONTEXT]
+    """Return the rows whose density has parameters."""
+    return [name for name in among if name not in WITHOUT_PARAMETERS]
 
 
 def build(

@@ -1,16 +1,23 @@
 """Transforms: bijections with a tractable log-determinant, as Pyro ``TransformModule``s."""
 
+from pyro_flows.transforms.actnorm import ActNorm, initialise_from_data
 from pyro_flows.transforms.affine import ElementwiseAffine, LowerTriangularAffine
 from pyro_flows.transforms.autoregressive import AffineAutoregressive, Autoregressive
 from pyro_flows.transforms.base import Conditioned, FlowTransform
 from pyro_flows.transforms.compose import Compose, Inverse
 from pyro_flows.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from pyro_flows.transforms.elementwise import Elementwise
+from pyro_flows.transforms.image import InvertibleConv1x1, Pixelwise, Squeeze
+from pyro_flows.transforms.linear import LULinear, Orthogonal, QRLinear
+from pyro_flows.transforms.multiscale import MultiScale, Partial
 from pyro_flows.transforms.permute import Permute
 from pyro_flows.transforms.planar import Planar
+from pyro_flows.transforms.radial import Radial
+from pyro_flows.transforms.sylvester import Sylvester
 from pyro_flows.transforms.univariate import Affine, Shift, Univariate
 
 __all__ = [
+    "ActNorm",
     "AdditiveCoupling",
     "Affine",
     "AffineAutoregressive",
@@ -23,9 +30,20 @@ __all__ = [
     "ElementwiseAffine",
     "FlowTransform",
     "Inverse",
+    "InvertibleConv1x1",
+    "LULinear",
     "LowerTriangularAffine",
+    "MultiScale",
+    "Orthogonal",
+    "Partial",
     "Permute",
+    "Pixelwise",
     "Planar",
+    "QRLinear",
+    "Radial",
     "Shift",
+    "Squeeze",
+    "Sylvester",
     "Univariate",
+    "initialise_from_data",
 ]
