@@ -101,7 +101,8 @@ def test_learns_a_density(name, d):
     gaussian = torch.distributions.MultivariateNormal(data.mean(0), data.T.cov().view(d, d))
     after = flow.log_prob(fresh).mean().item()
     assert after > before + 0.1
-    if name != "nice":
+    # Additive couplings keep volumes, and four balls reach no ellipse: a Gaussian may beat both.
+    if name not in ("nice", "radial"):
         assert after > gaussian.log_prob(fresh).mean().item() - 0.02
     x, log_prob = flow.rsample_with_log_prob((1000,))
     contracts.close(flow.log_prob(x), log_prob, "density of a draw", inputs=x, slack=10)
@@ -161,7 +162,7 @@ def test_recipes_are_found_by_name(name):
 
 
 def test_registered_recipe_is_found_and_can_be_replaced(monkeypatch):
-    monkeypatch.setattr(flows, "_RECIPES", dict(flows._RECIPES))
+    monkeypatch.setattr(flows.registry, "_RECIPES", dict(flows.registry._RECIPES))
     flows.register("mine", flows.iaf)
     assert flows.find("mine") is flows.iaf
     flows.register("mine", flows.maf)

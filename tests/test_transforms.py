@@ -58,13 +58,7 @@ def test_a_chain_with_a_numerical_part_is_numerical():
 
 
 def test_recipes_hold_every_recipe():
-    assert set(zoo.RECIPES) == {
-        name
-        for name, value in vars(flows).items()
-        if not name.startswith("_") and name not in ("find", "register")
-        if getattr(value, "__module__", None) == "pyro_flows.flows"
-        if callable(value) and value is not flows.Recipe
-    }
+    assert set(zoo.RECIPES) == set(flows.__all__) - {"Recipe", "find", "register"}
 
 
 def test_zoo_has_every_kind():

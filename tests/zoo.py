@@ -190,7 +190,9 @@ RECIPES: dict[str, Callable[[int, int], Flow]] = {
     "maf": lambda d, c: flows.maf(d, context_dim=c),
     "nice": lambda d, c: flows.nice(d, context_dim=c),
     "planar": lambda d, c: flows.planar(d, context_dim=c),
+    "radial": lambda d, c: flows.radial(d, context_dim=c),
     "realnvp": lambda d, c: flows.realnvp(d, context_dim=c),
+    "sylvester": lambda d, c: flows.sylvester(d, context_dim=c),
 }
 
 # Rows whose parameters, if they have any, leave the density of a flow as it is.

@@ -105,12 +105,11 @@ class Sylvester(FlowTransform):
         self.outer = nn.Parameter(torch.zeros(m + above))
         self.inner = nn.Parameter(torch.cat([torch.zeros(m), torch.randn(above) / m**0.5]))
         self.bias = nn.Parameter(torch.randn(m))
-        vectors = torch.randn(k, input_dim)
         # On a line, a reflection has no direction to learn.
         if k and input_dim > 1:
-            self.vectors = nn.Parameter(vectors)
+            self.vectors = nn.Parameter(torch.randn(k, input_dim))
         else:
-            self.register_buffer("vectors", vectors)
+            self.register_buffer("vectors", torch.ones(k, input_dim))
         self._sizes = [t.numel() for t in (self.outer, self.inner, self.bias, self.vectors)]
         self.conditioner = (
             DenseNet(0, sum(self._sizes), context_dim=context_dim, hidden_dims=hidden_dims)
