@@ -16,6 +16,7 @@ from pyro_flows.distributions import (
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.nn import DenseNet, MaskedNet
 from pyro_flows.transforms import (
+    LOFT,
     ActNorm,
     AdditiveCoupling,
     AffineAutoregressive,
@@ -24,6 +25,7 @@ from pyro_flows.transforms import (
     ElementwiseAffine,
     FlowTransform,
     Inverse,
+    LeakyTanh,
     LowerTriangularAffine,
     LULinear,
     Orthogonal,
@@ -32,6 +34,8 @@ from pyro_flows.transforms import (
     QRLinear,
     Radial,
     Sylvester,
+    TailTransform,
+    TukeyH,
 )
 
 NAN = float("nan")
@@ -58,6 +62,8 @@ BAD_ARGUMENTS = [
             AffineCoupling,
             ElementwiseAffine,
             FlowTransform,
+            LOFT,
+            LeakyTanh,
             LowerTriangularAffine,
             LULinear,
             Orthogonal,
@@ -65,6 +71,7 @@ BAD_ARGUMENTS = [
             QRLinear,
             Radial,
             Sylvester,
+            TailTransform,
             Box,
             DiagonalNormal,
             StandardNormal,
@@ -195,6 +202,10 @@ BAD_ARGUMENTS = [
             ({"num_reflections": "2"}, "expected num_reflections to be an integer >= 0; got '2'"),
         )
     ],
+    (lambda: LOFT(2, threshold=-1), DomainError, "^LOFT: expected threshold .* >= 0; got -1"),
+    (lambda: LeakyTanh(2, bound=0), DomainError, "^LeakyTanh: expected bound .* > 0; got 0"),
+    (lambda: TailTransform(2, bound=NAN), DomainError, "^TukeyH: expected bound .* > 0; got nan"),
+    (lambda: TukeyH("a"), DomainError, "^TukeyH: expected bound .* got 'a'"),
     # FAULTS 26: a scale that cannot be inverted.
     (
         lambda: ElementwiseAffine(2, scale=torch.tensor([1.0, 0.0])),

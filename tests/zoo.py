@@ -14,6 +14,7 @@ from pyro_flows.distributions import Flow
 from pyro_flows.nn.activations import ACTIVATIONS
 from pyro_flows.numerics import log_sech_square
 from pyro_flows.transforms import (
+    LOFT,
     ActNorm,
     AdditiveCoupling,
     AffineAutoregressive,
@@ -26,6 +27,7 @@ from pyro_flows.transforms import (
     FlowTransform,
     Inverse,
     InvertibleConv1x1,
+    LeakyTanh,
     LowerTriangularAffine,
     LULinear,
     MultiScale,
@@ -38,6 +40,7 @@ from pyro_flows.transforms import (
     Radial,
     Squeeze,
     Sylvester,
+    TailTransform,
     Univariate,
 )
 
@@ -166,6 +169,10 @@ ZOO: dict[str, Factory] = {
     "sylvester_householder": partial(_sylvester, num_reflections=1),
     "sylvester_triangular": partial(_sylvester, num_reflections=0, reverse=True),
     "inverse_sylvester": lambda d, c: Inverse(_sylvester(d, c)),
+    # A heavier tail would have more mass outside of the box over which its density is integrated.
+    "tails": lambda d, c: TailTransform(d, bound=0.2, context_dim=c, hidden_dims=HIDDEN),
+    "loft": lambda d, c: LOFT(d, threshold=1.0),
+    "leaky_tanh": lambda d, c: LeakyTanh(d, bound=1.5),
     "lu_linear": _lu,
     "lu_linear_located": _located_lu,
     "lu_linear_permuted": lambda d, c: _lu(d, c, permutation=torch.arange(d).roll(1)),
@@ -197,10 +204,12 @@ RECIPES: dict[str, Callable[[int, int], Flow]] = {
 
 # Rows whose parameters, if they have any, leave the density of a flow as it is.
 WITHOUT_PARAMETERS = frozenset(
-    {"permute_reversal", "permute_random", "orthogonal", "squeeze"}
+    {"permute_reversal", "permute_random", "orthogonal", "squeeze", "loft", "leaky_tanh"}
 )
 WITHOUT_CONTEXT = WITHOUT_PARAMETERS | {"actnorm", "actnorm_channels"}
 AUTOREGRESSIVE = tuple(name for name in ZOO if name.startswith("autoregressive"))
+# All but those whose inverse grows exponentially, and so overflows long before 1e30.
+FINITE = tuple(name for name in ZOO if name != "loft")
 # One member of each kind, for the contracts whose cost is high or whose code the variants share.
 KINDS = (
     "elementwise_affine_located",
@@ -216,6 +225,9 @@ KINDS = (
     "planar",
     "radial",
     "sylvester",
+    "tails",
+    "loft",
+    "leaky_tanh",
     "lu_linear",
     "qr_linear",
     "orthogonal",

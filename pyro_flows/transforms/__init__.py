@@ -14,9 +14,11 @@ from pyro_flows.transforms.permute import Permute
 from pyro_flows.transforms.planar import Planar
 from pyro_flows.transforms.radial import Radial
 from pyro_flows.transforms.sylvester import Sylvester
+from pyro_flows.transforms.tails import LOFT, LeakyTanh, TailTransform, TukeyH
 from pyro_flows.transforms.univariate import Affine, Shift, Univariate
 
 __all__ = [
+    "LOFT",
     "ActNorm",
     "AdditiveCoupling",
     "Affine",
@@ -32,6 +34,7 @@ __all__ = [
     "Inverse",
     "InvertibleConv1x1",
     "LULinear",
+    "LeakyTanh",
     "LowerTriangularAffine",
     "MultiScale",
     "Orthogonal",
@@ -44,6 +47,8 @@ __all__ = [
     "Shift",
     "Squeeze",
     "Sylvester",
+    "TailTransform",
+    "TukeyH",
     "Univariate",
     "initialise_from_data",
 ]
