@@ -119,24 +119,13 @@ class Autoregressive(FlowTransform):
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         y = self._reorder(y, self.order)
-        x, params = self.conditioner.solve(y, context, self.univariate.inverse)
-        if torch.is_grad_enabled():
-            x = self._attach_gradient(x, y, context)
-            params = self.conditioner(x, context)
+        x, params = self.conditioner.solve(y, context, self.univariate)
         ladj = self.univariate.forward_and_ladj(x, params)[1]
         return self._reorder(x, self.inverse_order), -widen(ladj).sum(-1)
 
     @staticmethod
     def _reorder(x: Tensor, order: Tensor | None) -> Tensor:
         return x if order is None else x.index_select(-1, order)
-
-    def _attach_gradient(self, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
-        """Give the solution ``x`` of ``f(x) = y`` its (implicit) gradient."""
-        params = self.conditioner(x, context)
-        slope, pull = self.univariate.slope_and_pull(x, params.detach())
-        # Zero in value; its gradient is that of y - f(x; p), with x held fixed.
-        residual = (y - y.detach()) - ((params - params.detach()) * pull).sum(-2)
-        return x + self.conditioner.implicit_zero(residual, x, context, slope, pull)
 
 
 class AffineAutoregressive(Autoregressive):

@@ -1,0 +1,137 @@
+"""The gradient of a masked network's inverse, by the implicit function theorem."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from pyro_flows import _checks
+from pyro_flows.errors import DomainError
+from pyro_flows.nn.activations import ACTIVATIONS
+from pyro_flows.nn.opaque import opaque
+from pyro_flows.nn.walk import Walk
+
+
+class ElementMap(Protocol):
+    """What the inverse needs to know of the map of one coordinate, :math:`y = f(x; p)`."""
+
+    def inverse(self, y: Tensor, params: Tensor) -> Tensor:
+        """Return ``x`` for ``y`` of shape ``(n,)`` and parameters of shape ``(K, n)``."""
+
+    def slope_and_pull(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`\partial f / \partial x` and :math:`\partial f / \partial p`."""
+
+
+def pre_activations(
+    x: Tensor, shift: Tensor | None, weights: Sequence[Tensor], activation: str
+) -> list[Tensor]:
+    """Return every stage of a network before its activation; the last are its results.
+
+    Args:
+        x: Of shape ``(*, n)``.
+        shift: What is added to the first stage, or none.
+        weights: Matrix and bias of each layer, in turn.
+        activation: Name of the activation.
+    """
+    activate = ACTIVATIONS[activation].function
+    first = linear(x, weights[0], weights[1])
+    stages = [first if shift is None else first + shift]
+    for matrix, bias in zip(weights[2::2], weights[3::2], strict=True):
+        stages.append(linear(activate(stages[-1]), matrix, bias))
+    return stages
+
+
+def attach_gradient(
+    x: Tensor, rows: Sequence[Tensor], weights: Sequence[Tensor], walk: Walk, element: ElementMap
+) -> Tensor:
+    r"""Return a solution ``x`` of :math:`y_j = f(x_j;\, p_j(x_{<j}))` with its gradient.
+
+    With the Jacobian
+
+    .. math:: J_{ji} = f'_j \delta_{ij}
+        + \frac{\partial f_j}{\partial p_j} \frac{\partial p_j}{\partial x_i}
+
+    a cotangent :math:`g` of :math:`x` becomes :math:`u = J^{-\top} g` for :math:`y`, and
+    :math:`-u_j \, \partial f_j / \partial p_j` for the parameters. Nothing of the network is kept
+    for it but its input: the rest is computed again.
+
+    Args:
+        x: The solution, of shape ``(*, D)``.
+        rows: The targets ``y`` and the shift of the first stage, with the batch axes of ``x``.
+        weights: Matrix and bias of each layer, in turn.
+        walk: The network's blocks.
+        element: The map :math:`f`.
+    """
+    return _Solution.apply(walk, element, x.detach(), *rows, *weights)
+
+
+class _Solution(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(walk: Walk, element: ElementMap, x: Tensor, *sources: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.walk, ctx.element, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = _Gradients.apply(ctx.walk, ctx.element, cotangent, *ctx.saved_tensors)
+        return None, None, None, *gradients
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients for targets, shift and weights; they refuse to be differentiated once more."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 (autograd passes by position)
+        walk: Walk,
+        element: ElementMap,
+        cotangent: Tensor,
+        x: Tensor,
+        y: Tensor,
+        shift: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        # The targets are not needed here; but they are what a second derivative would be for.
+        activation = ACTIVATIONS[walk.activation]
+        *hidden, flat = pre_activations(x, shift, weights, walk.activation)
+        slope, pull = element.slope_and_pull(x, walk.unflatten(flat))
+        gates = [activation.slope(stage) for stage in hidden]
+        rows = [cotangent, slope, pull.mT.flatten(-2), *gates]
+        _, *ordered = walk.by_coordinate(shift, weights)
+        received = opaque(walk.solve_transposed, rows, ordered[0::2])
+        u, *deltas = received.split([edge[-1] for edge in walk.edges], -1)
+        deltas[-1] = deltas[-1].unflatten(-1, (walk.input_dim, walk.num_params)).mT.flatten(-2)
+        # One at a time, for the memory.
+        stages = chain([x], (activation.function(stage) for stage in hidden))
+        pairs = [_layer_gradients(*pair) for pair in zip(stages, deltas, strict=True)]
+        return u, -deltas[0].sum_to_size(shift.shape), *(t for pair in pairs for t in pair)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        raise _checks.refusal(
+            DomainError,
+            "MaskedNet",
+            expected="no more than the first derivative of its inverse",
+            got="a second one",
+            advice="Take second derivatives through the other direction, which has all of them.",
+        )
+
+
+def _layer_gradients(stage: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of a matrix and a bias, given what went in and what came back."""
+    stage, delta = stage.reshape(-1, stage.shape[-1]), delta.reshape(-1, delta.shape[-1])
+    return -(delta.T @ stage), -delta.sum(0)
