@@ -63,15 +63,16 @@ def entries(values: Any) -> list[Any]:
     return list(values) if isinstance(values, Iterable) else []
 
 
-def check_permutation(who: str, values: Any) -> list[int]:
-    """Return ``values`` as a list that holds each of ``0 ... D-1`` once."""
+def check_permutation(who: str, values: Any, *, size: int | None = None) -> list[int]:
+    """Return ``values`` as a list that holds each of ``0 ... D-1`` once, ``D`` being ``size``."""
     listed = entries(values)
     integers = [v for v in listed if hasattr(v, "__index__") and not isinstance(v, bool)]
-    if not listed or sorted(integers) != list(range(len(listed))):
+    wanted = len(listed) if size is None else size
+    if not listed or sorted(integers) != list(range(wanted)):
         raise refusal(
             DomainError,
             who,
-            expected="a permutation: each of 0 ... D-1 once",
+            expected=f"a permutation: each of 0 ... {'D-1' if size is None else size - 1} once",
             got=f"{listed or values!r}",
             advice="Pass torch.randperm(D), for example.",
         )

@@ -76,11 +76,7 @@ class Autoregressive(FlowTransform):
         super().__init__(input_dim, context_dim=context_dim)
         self.univariate = self._check_univariate(univariate)
         self.inverse_kind = univariate.inverse_kind  # type: ignore[misc]
-        permutation = None if order is None else self._check_order(order)
-        self.register_buffer("order", permutation)
-        self.register_buffer(
-            "inverse_order", None if permutation is None else permutation.argsort()
-        )
+        register_order(self, order)
         self.conditioner = MaskedNet(
             input_dim,
             univariate.num_params,
@@ -101,31 +97,32 @@ class Autoregressive(FlowTransform):
             )
         return univariate
 
-    def _check_order(self, order: Sequence[int] | Tensor) -> Tensor:
-        permutation = _checks.check_permutation(self._name, order)
-        if len(permutation) != self.input_dim:
-            raise _checks.refusal(
-                DomainError,
-                self._name,
-                expected=f"order to hold each of 0 ... {self.input_dim - 1} once",
-                got=f"{permutation}",
-            )
-        return torch.tensor(permutation)
-
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self._reorder(x, self.order)
+        x = reorder(x, self.order)
         y, ladj = self.univariate.forward_and_ladj(x, self.conditioner(x, context))
-        return self._reorder(y, self.inverse_order), widen(ladj).sum(-1)
+        return reorder(y, self.inverse_order), widen(ladj).sum(-1)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        y = self._reorder(y, self.order)
+        y = reorder(y, self.order)
         x, params = self.conditioner.solve(y, context, self.univariate)
         ladj = self.univariate.forward_and_ladj(x, params)[1]
-        return self._reorder(x, self.inverse_order), -widen(ladj).sum(-1)
+        return reorder(x, self.inverse_order), -widen(ladj).sum(-1)
 
-    @staticmethod
-    def _reorder(x: Tensor, order: Tensor | None) -> Tensor:
-        return x if order is None else x.index_select(-1, order)
+
+def register_order(transform: FlowTransform, order: Sequence[int] | Tensor | None) -> None:
+    """Give a transform the buffers ``order`` and ``inverse_order``, which may be none."""
+    forward = backward = None
+    if order is not None:
+        size = transform.input_dim
+        forward = torch.tensor(_checks.check_permutation(transform._name, order, size=size))
+        backward = forward.argsort()
+    transform.register_buffer("order", forward)
+    transform.register_buffer("inverse_order", backward)
+
+
+def reorder(x: Tensor, order: Tensor | None) -> Tensor:
+    """Return the coordinates in that order; as they are, if there is none."""
+    return x if order is None else x.index_select(-1, order)
 
 
 class AffineAutoregressive(Autoregressive):

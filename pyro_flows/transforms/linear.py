@@ -146,15 +146,8 @@ class LULinear(_Factored):
     def _as_order(self, permutation: Sequence[int] | Tensor | None) -> Tensor:
         if permutation is None:
             return torch.arange(self.input_dim)
-        order = _checks.check_permutation(self._name, permutation)
-        if len(order) != self.input_dim:
-            raise _checks.refusal(
-                DomainError,
-                self._name,
-                expected=f"a permutation of {self.input_dim} coordinates",
-                got=f"{order}",
-            )
-        return torch.tensor(order)
+        size = self.input_dim
+        return torch.tensor(_checks.check_permutation(self._name, permutation, size=size))
 
     def _start_at(self, matrix: Tensor) -> Tensor:
         """Take the factors of ``matrix``; return the order of its permutation."""
