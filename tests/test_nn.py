@@ -65,10 +65,14 @@ def _by_passes(net, y, context):
 def test_solve_is_the_loop_of_full_passes(d, hidden, c, dtype):
     net = _masked(d, hidden, c, dtype=dtype)
     y, context = zoo.points(6, d, dtype=dtype), _context(c, 6, dtype=dtype)
-    x, params = net.solve(y, context, AFFINE)
     with torch.no_grad():
+        x, ladj = net.solve(y, context, AFFINE)
         contracts.close(x, _by_passes(net, y, context), "solution", inputs=y)
-        contracts.close(params, net(x, context), "parameters at the solution", inputs=y)
+        want = -AFFINE.forward_and_ladj(x, net(x, context))[1]
+        contracts.close(ladj, want, "ladj at the solution", inputs=y)
+    again = net.solve(y, context, AFFINE)
+    contracts.close(again[0], x, "solution with a gradient", inputs=y)
+    contracts.close(again[1], ladj, "ladj with a gradient", inputs=y)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,11 @@ from pyro_flows.nn.walk import Walk
 class ElementMap(Protocol):
     """What the inverse needs to know of the map of one coordinate, :math:`y = f(x; p)`."""
 
-    def inverse(self, y: Tensor, params: Tensor) -> Tensor:
-        """Return ``x`` for ``y`` of shape ``(n,)`` and parameters of shape ``(K, n)``."""
+    def forward_and_ladj(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return ``y`` and :math:`\log f'`, for ``x`` of shape ``(*, n)``."""
+
+    def inverse_and_ladj(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return ``x`` and minus :math:`\log f'`, for ``y`` of shape ``(*, n)``."""
 
     def slope_and_pull(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`\partial f / \partial x` and :math:`\partial f / \partial p`."""

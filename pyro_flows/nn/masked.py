@@ -166,8 +166,7 @@ class MaskedNet(nn.Module):
             element: The map :math:`f`.
 
         Returns:
-            ``x``, of shape ``(*, input_dim)``, and the parameters there, of shape
-            ``(*, num_params, input_dim)``.
+            ``x``, and the ladj of each coordinate's inverse, of shape ``(*, input_dim)``.
         """
         shift = y.new_zeros(1) if self.from_context is None else self.from_context(context)
         batch = torch.broadcast_shapes(y.shape[:-1], shift.shape[:-1])
@@ -176,10 +175,10 @@ class MaskedNet(nn.Module):
 
         def kernel(y: Tensor, shift: Tensor, *weights: Tensor) -> Tensor:
             shift, *ordered = self._walk.by_coordinate(shift, weights)
-            return self._walk.solve(y, shift, ordered, element.inverse)
+            return self._walk.solve(y, shift, ordered, element.inverse_and_ladj)
 
-        x, flat = opaque(kernel, rows, weights).tensor_split([self.input_dim], -1)
-        if not torch.is_grad_enabled():
-            return x, flat.unflatten(-1, (self.input_dim, self.num_params)).mT
-        x = attach_gradient(x, rows, weights, self._walk, element)
-        return x, self(x, context)
+        x, ladj = opaque(kernel, rows, weights).chunk(2, -1)
+        if torch.is_grad_enabled():
+            x = attach_gradient(x, rows, weights, self._walk, element)
+            ladj = -element.forward_and_ladj(x, self(x, context))[1]
+        return x, ladj

@@ -17,7 +17,7 @@ from pyro_flows.nn.activations import ACTIVATIONS
 # Coordinates whose dependence on all before them is one matrix product; saves memory traffic.
 _GROUP = 8
 
-ElementInverse = Callable[[Tensor, Tensor], Tensor]
+ElementInverse = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,23 @@ class Walk:
     def solve(
         self, y: Tensor, shift: Tensor, weights: Sequence[Tensor], element_inverse: ElementInverse
     ) -> Tensor:
-        """Return ``x`` and its parameters side by side on the last axis.
+        """Return ``x`` and the ladj of each coordinate's inverse, side by side on the last axis.
 
         Args:
             y: Targets, of shape ``(*, D)``.
             shift: What a context adds to the first stage, of shape ``(*, n)`` or ``(*, 1)``.
             weights: Matrix and bias of each layer, in turn.
             element_inverse: Maps ``y_i``, of shape ``(N,)``, and ``p_i``, of shape ``(K, N)``, to
-                ``x_i``.
+                ``x_i`` and its ladj.
         """
         activate = ACTIVATIONS[self.activation].function
         edges, last, batch = self.edges, len(self.edges) - 1, y.shape[:-1]
         y = y.reshape(-1, self.input_dim).T.contiguous()
         matrices, biases = weights[0::2], [bias[:, None] for bias in weights[1::2]]
         biases[0] = biases[0] + shift.reshape(-1, shift.shape[-1]).T
-        result = y.new_empty(edges[0][-1] + edges[last][-1], y.shape[1])
-        x, params = result.tensor_split([self.input_dim])
-        stages = [x, *(y.new_empty(edge[-1], y.shape[1]) for edge in edges[1:last]), params]
+        result = y.new_empty(2 * self.input_dim, y.shape[1])
+        x, ladj = result.chunk(2)
+        stages = [x, *(y.new_empty(edge[-1], y.shape[1]) for edge in edges[1:])]
 
         def begin(stage: int, start: int, stop: int, known: int) -> Tensor:
             target, bias = stages[stage][start:stop], biases[stage - 1][start:stop]
@@ -95,9 +95,8 @@ class Walk:
                 begin(s, edges[s][low], edges[s][high], edges[s - 1][low])
             for i in range(low, high):
                 mine = edges[last][i], edges[last][i + 1]
-                x[i] = element_inverse(
-                    y[i], extend(last, *mine, edges[last - 1][low], edges[last - 1][i])
-                )
+                params = extend(last, *mine, edges[last - 1][low], edges[last - 1][i])
+                x[i], ladj[i] = element_inverse(y[i], params)
                 for s in range(1, last):
                     mine = edges[s][i], edges[s][i + 1]
                     block = extend(s, *mine, edges[s - 1][low], edges[s - 1][i + 1])

@@ -104,9 +104,8 @@ class Autoregressive(FlowTransform):
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         y = reorder(y, self.order)
-        x, params = self.conditioner.solve(y, context, self.univariate)
-        ladj = self.univariate.forward_and_ladj(x, params)[1]
-        return reorder(x, self.inverse_order), -widen(ladj).sum(-1)
+        x, ladj = self.conditioner.solve(y, context, self.univariate)
+        return reorder(x, self.inverse_order), widen(ladj).sum(-1)
 
 
 def register_order(transform: FlowTransform, order: Sequence[int] | Tensor | None) -> None:

@@ -97,7 +97,7 @@ class Univariate:
         return x, -self.forward_and_ladj(x, params)[1]
 
     def inverse(self, y: Tensor, params: Tensor) -> Tensor:
-        """Return the root ``x``, without a gradient.
+        """Return the root ``x`` that a numerical inverse finds, without a gradient.
 
         Args:
             y: Of shape ``(*, n)``.
@@ -106,9 +106,6 @@ class Univariate:
         Raises:
             NotConvergedError: The root was not found.
         """
-        if self.inverse_kind == "exact":
-            with torch.no_grad():
-                return self.inverse_and_ladj(y, params)[0]
 
         def kernel(y: Tensor, flat: Tensor) -> Tensor:
             params = flat.unflatten(-1, (self.num_params, -1))
