@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from pyro_flows import _checks
 from pyro_flows.nn.activations import ACTIVATIONS, check_activation
@@ -75,11 +76,10 @@ class DenseNet(nn.Module):
             context: Of shape ``(*, context_dim)``; its batch axes broadcast with those of ``x``.
         """
         activate = ACTIVATIONS[self.activation].function
-        h = self.bias
+        # The bias goes into the product: a sum of its own costs as much as an activation.
+        h = self.bias if self.from_input is None else linear(x, self.from_input.weight, self.bias)  # type: ignore[arg-type]
         if self.from_context is not None:
             h = h + self.from_context(context)
-        if self.from_input is not None:
-            h = h + self.from_input(x)
         for layer in self.layers:
             h = layer(activate(h))
         return h

@@ -1,7 +1,7 @@
 """The gradient of a masked network's inverse, by the implicit function theorem."""
 
+import functools
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,9 @@ from pyro_flows.errors import DomainError
 from pyro_flows.nn.activations import ACTIVATIONS
 from pyro_flows.nn.opaque import opaque
 from pyro_flows.nn.walk import Walk
+
+# Rows whose gradients are computed at a time, for the memory.
+_CHUNK = 1024
 
 
 class ElementMap(Protocol):
@@ -105,19 +108,14 @@ class _Gradients(torch.autograd.Function):
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         # The targets are not needed here; but they are what a second derivative would be for.
-        activation = ACTIVATIONS[walk.activation]
-        *hidden, flat = pre_activations(x, shift, weights, walk.activation)
-        slope, pull = element.slope_and_pull(x, walk.unflatten(flat))
-        gates = [activation.slope(stage) for stage in hidden]
-        rows = [cotangent, slope, pull.mT.flatten(-2), *gates]
-        _, *ordered = walk.by_coordinate(shift, weights)
-        received = opaque(walk.solve_transposed, rows, ordered[0::2])
-        u, *deltas = received.split([edge[-1] for edge in walk.edges], -1)
-        deltas[-1] = deltas[-1].unflatten(-1, (walk.input_dim, walk.num_params)).mT.flatten(-2)
-        # One at a time, for the memory.
-        stages = chain([x], (activation.function(stage) for stage in hidden))
-        pairs = [_layer_gradients(*pair) for pair in zip(stages, deltas, strict=True)]
-        return u, -deltas[0].sum_to_size(shift.shape), *(t for pair in pairs for t in pair)
+        flat = [row.reshape(-1, row.shape[-1]).split(_CHUNK) for row in (cotangent, x, shift)]
+        chunks = [_of_chunk(walk, element, rows, weights) for rows in zip(*flat, strict=True)]
+        u, by_shift, *by_weights = zip(*chunks, strict=True)
+        return (
+            torch.cat(u).reshape(x.shape),
+            torch.cat(by_shift).reshape(shift.shape),
+            *(functools.reduce(torch.add, parts) for parts in by_weights),
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -134,7 +132,22 @@ class _Gradients(torch.autograd.Function):
         )
 
 
-def _layer_gradients(stage: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of a matrix and a bias, given what went in and what came back."""
-    stage, delta = stage.reshape(-1, stage.shape[-1]), delta.reshape(-1, delta.shape[-1])
-    return -(delta.T @ stage), -delta.sum(0)
+def _of_chunk(
+    walk: Walk, element: ElementMap, rows: tuple[Tensor, ...], weights: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the gradients for some targets and their shifts, and for the weights."""
+    cotangent, x, shift = rows
+    activation = ACTIVATIONS[walk.activation]
+    *hidden, flat = pre_activations(x, shift, weights, walk.activation)
+    slope, pull = element.slope_and_pull(x, walk.unflatten(flat))
+    gates = [activation.slope(stage) for stage in hidden]
+    _, *ordered = walk.by_coordinate(shift, weights)
+    received = opaque(
+        walk.solve_transposed, [cotangent, slope, pull.mT.flatten(-2), *gates], ordered[0::2]
+    )
+    u, *deltas = received.split([edge[-1] for edge in walk.edges], -1)
+    deltas[-1] = deltas[-1].unflatten(-1, (walk.input_dim, walk.num_params)).mT.flatten(-2)
+    gradients = [u, -deltas[0].sum_to_size(shift.shape)]
+    for stage, delta in zip([x, *map(activation.function, hidden)], deltas, strict=True):
+        gradients += [-(delta.T @ stage), -delta.sum(0)]
+    return gradients

@@ -93,6 +93,7 @@ class Coupling(FlowTransform):
         self.num_kept = int(keep.sum())
         self.register_buffer("order", order)
         self.register_buffer("inverse_order", order.argsort())
+        self._note_order()
         self.conditioner = self._check_conditioner(conditioner) or DenseNet(
             univariate.num_features * self.num_kept,
             univariate.num_params * (input_dim - self.num_kept),
@@ -150,13 +151,30 @@ class Coupling(FlowTransform):
         params = self._params(kept, context)
         return self._join(kept, *self.univariate.inverse_and_ladj(moved, params))
 
+    def _note_order(self) -> None:
+        """Note whether the kept coordinates are the first or the last: slices are cheap."""
+        first = list(range(self.input_dim))
+        last = first[self.input_dim - self.num_kept :] + first[: self.input_dim - self.num_kept]
+        order = self.order.tolist()
+        self._keeps = "first" if order == first else "last" if order == last else "scattered"
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._note_order()
+
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.index_select(-1, self.order)
+        if self._keeps == "last":
+            moved, kept = x.tensor_split([self.input_dim - self.num_kept], -1)
+            return kept, moved
+        if self._keeps == "scattered":
+            x = x.index_select(-1, self.order)
         return x[..., : self.num_kept], x[..., self.num_kept :]
 
     def _join(self, kept: Tensor, moved: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
         kept = kept.expand(*moved.shape[:-1], -1)
-        joined = torch.cat([kept, moved], -1).index_select(-1, self.inverse_order)
+        joined = torch.cat([moved, kept] if self._keeps == "last" else [kept, moved], -1)
+        if self._keeps == "scattered":
+            joined = joined.index_select(-1, self.inverse_order)
         return joined, widen(ladj).sum(-1).expand(joined.shape[:-1])
 
 
