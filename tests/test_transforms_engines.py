@@ -71,7 +71,7 @@ def _is_implicit(name, direction):
     """Whether a direction is solved by a masked network's walk, whose gradient is implicit."""
     if name == "compose_everything":
         return True
-    return "autoregressive" in name and direction == (
+    return ("autoregressive" in name or name == "block_neural") and direction == (
         "forward" if name.startswith("inverse") else "inverse"
     )
 
