@@ -292,5 +292,6 @@ def test_autoflow_with_a_mixture():
 def test_autoflow_refuses_a_bounded_flow():
     """FAULTS 14: unconstrained latents are no angles."""
     guide = AutoFlow(_heavy_tailed, flow=lambda d: Flow(_Turn(d), base=Box(d, low=-2.0, high=2.0)))
-    with pytest.raises(DomainError, match="expected a part over .* after _Turn; got .* over .*Real"):
+    words = r"expected a part over .* after _Turn; got .* over .*Real"
+    with pytest.raises(DomainError, match=words):
         guide.initialise()

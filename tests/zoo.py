@@ -20,10 +20,13 @@ from pyro_flows.transforms import (
     AffineAutoregressive,
     AffineCoupling,
     Autoregressive,
+    BlockNeuralAutoregressive,
     Compose,
     Coupling,
+    DeepSigmoid,
     Elementwise,
     ElementwiseAffine,
+    ElementwiseSpline,
     FlowTransform,
     Inverse,
     InvertibleConv1x1,
@@ -31,14 +34,19 @@ from pyro_flows.transforms import (
     LowerTriangularAffine,
     LULinear,
     MultiScale,
+    NeuralAutoregressive,
     Orthogonal,
     Partial,
     Permute,
     Pixelwise,
     Planar,
+    PolynomialAutoregressive,
     QRLinear,
     Radial,
+    SplineAutoregressive,
+    SplineCoupling,
     Squeeze,
+    SumOfSquares,
     Sylvester,
     TailTransform,
     Univariate,
@@ -116,6 +124,13 @@ def _multi_scale(d: int, c: int) -> FlowTransform:
     return MultiScale([_coupling((d + 1) // 2, c), Planar(d), _coupling(d, c)])
 
 
+def _block_neural(d: int, c: int) -> FlowTransform:
+    # Bounded so that float32 keeps the digits that the contracts ask for, at random parameters.
+    return BlockNeuralAutoregressive(
+        d, hidden_factors=(4, 3), context_dim=c, hidden_dims=HIDDEN, log_scale_bound=3.0
+    )
+
+
 def _compose_couplings(d: int, c: int) -> FlowTransform:
     return Compose([_coupling(d, c), Permute.reversal(d), _coupling(d, c)])
 
@@ -150,6 +165,27 @@ ZOO: dict[str, Factory] = {
     "autoregressive_bend": lambda d, c: Autoregressive(
         Bend(), d, context_dim=c, hidden_dims=HIDDEN
     ),
+    "elementwise_neural": lambda d, c: Elementwise(
+        DeepSigmoid(num_units=5), d, context_dim=c, hidden_dims=HIDDEN
+    ),
+    "neural_autoregressive": lambda d, c: NeuralAutoregressive(
+        d, num_units=4, context_dim=c, hidden_dims=HIDDEN
+    ),
+    "coupling_polynomial": lambda d, c: Coupling(
+        SumOfSquares(degree=2, num_polynomials=3), d, context_dim=c, hidden_dims=HIDDEN
+    ),
+    "polynomial_autoregressive": lambda d, c: PolynomialAutoregressive(
+        d, degree=3, context_dim=c, hidden_dims=HIDDEN
+    ),
+    "elementwise_spline": lambda d, c: ElementwiseSpline(
+        d, count_bins=5, bound=3.0, context_dim=c, hidden_dims=HIDDEN
+    ),
+    "spline_coupling": lambda d, c: SplineCoupling(
+        d, count_bins=4, bound=3.0, context_dim=c, hidden_dims=HIDDEN
+    ),
+    "spline_autoregressive": lambda d, c: SplineAutoregressive(
+        d, count_bins=4, bound=3.0, context_dim=c, hidden_dims=HIDDEN
+    ),
     "ordered_autoregressive": lambda d, c: _autoregressive(d, c, order=torch.arange(d).roll(1)),
     "autoregressive_linear": partial(_autoregressive, hidden_dims=()),
     "autoregressive_deep": partial(_autoregressive, hidden_dims=(8, 12, 6)),
@@ -161,6 +197,7 @@ ZOO: dict[str, Factory] = {
     "inverse_compose": lambda d, c: Inverse(_compose_couplings(d, c)),
     "permute_reversal": lambda d, c: Permute.reversal(d),
     "permute_random": lambda d, c: Permute.random(d, seed=1),
+    "block_neural": _block_neural,
     "planar": lambda d, c: Planar(d, context_dim=c, hidden_dims=HIDDEN),
     "radial": lambda d, c: Radial(d, context_dim=c, hidden_dims=HIDDEN),
     "inverse_radial": lambda d, c: Inverse(Radial(d, context_dim=c, hidden_dims=HIDDEN)),
@@ -193,12 +230,16 @@ ZOO: dict[str, Factory] = {
 }
 
 RECIPES: dict[str, Callable[[int, int], Flow]] = {
+    "bnaf": lambda d, c: flows.bnaf(d, hidden_factors=(4, 4), context_dim=c),
     "iaf": lambda d, c: flows.iaf(d, context_dim=c),
     "maf": lambda d, c: flows.maf(d, context_dim=c),
+    "naf": lambda d, c: flows.naf(d, num_units=4, context_dim=c),
     "nice": lambda d, c: flows.nice(d, context_dim=c),
+    "nsf": lambda d, c: flows.nsf(d, context_dim=c),
     "planar": lambda d, c: flows.planar(d, context_dim=c),
     "radial": lambda d, c: flows.radial(d, context_dim=c),
     "realnvp": lambda d, c: flows.realnvp(d, context_dim=c),
+    "sospf": lambda d, c: flows.sospf(d, degree=3, context_dim=c),
     "sylvester": lambda d, c: flows.sylvester(d, context_dim=c),
 }
 
@@ -220,8 +261,14 @@ KINDS = (
     "elementwise_bend",
     "coupling_bend",
     "autoregressive_bend",
+    "neural_autoregressive",
+    "polynomial_autoregressive",
+    "elementwise_spline",
+    "spline_coupling",
+    "spline_autoregressive",
     "inverse_autoregressive",
     "permute_random",
+    "block_neural",
     "planar",
     "radial",
     "sylvester",
