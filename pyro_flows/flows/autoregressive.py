@@ -105,19 +105,18 @@ def _affine(
             log_scale_bound=log_scale_bound(3.0, num_transforms),
         )
 
-    return reversing(build, input_dim, num_transforms)
+    return reversing(build, num_transforms)
 
 
-def reversing(
-    build: Callable[[], FlowTransform], input_dim: int, num_transforms: int
-) -> list[FlowTransform]:
+def reversing(build: Callable[[], FlowTransform], num_transforms: int) -> list[FlowTransform]:
     """Return autoregressive transforms, the order of the coordinates reversed between them.
 
     The number of reversals is even, so that the whole starts at the identity.
     """
     parts: list[FlowTransform] = []
     for _ in range(num_transforms):
-        parts += [build(), Permute.reversal(input_dim)]
+        transform = build()
+        parts += [transform, Permute.reversal(transform.input_dim)]
     return parts[:-1] if num_transforms % 2 else parts
 
 

@@ -100,6 +100,9 @@ def nice(
 
 def alternating_masks(input_dim: int, count: int) -> list[torch.Tensor]:
     """Return ``count`` masks: random halves, each followed by its complement."""
+    if input_dim == 1:
+        # There is no half to keep.
+        return [torch.tensor([False])] * count
     masks: list[torch.Tensor] = []
     for pair in range((count + 1) // 2):
         order = torch.randperm(input_dim, generator=torch.Generator().manual_seed(pair))

@@ -5,10 +5,14 @@ from pyro_flows.errors import DomainError
 from pyro_flows.flows._options import Recipe
 from pyro_flows.flows.autoregressive import iaf, maf
 from pyro_flows.flows.coupling import nice, realnvp
+from pyro_flows.flows.monotone import bnaf, naf, nsf, sospf
 from pyro_flows.flows.residual import planar, radial, sylvester
 
+_COUPLINGS = (nice, realnvp)
+_AUTOREGRESSIVE = (bnaf, iaf, maf, naf, nsf, sospf)
+_RESIDUAL = (planar, radial, sylvester)
 _RECIPES: dict[str, Recipe] = {
-    recipe.__name__: recipe for recipe in (iaf, maf, nice, planar, radial, realnvp, sylvester)
+    recipe.__name__: recipe for recipe in (*_COUPLINGS, *_AUTOREGRESSIVE, *_RESIDUAL)
 }
 _BUILT_IN = frozenset(_RECIPES)
 
