@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -14,8 +14,16 @@ from pyro_flows.distributions.base import DistributionModule, Shape
 from pyro_flows.distributions.normal import StandardNormal
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.transforms import Compose, FlowTransform
-from pyro_flows.transforms.base import any_float
+from pyro_flows.transforms.base import Root, any_float
 from pyro_flows.transforms.domains import same_constraint
+
+
+class _Draw(NamedTuple):
+    """A draw, its log-density, and what spares an inverse its search for where it came from."""
+
+    value: Tensor
+    log_prob: Tensor
+    root: Root
 
 
 class Flow(DistributionModule):
@@ -61,7 +69,7 @@ class Flow(DistributionModule):
         self._check_base(self.base_dist)
         self._context: Tensor | None = None
         self._keeps_draw, self._path_gradient = False, False
-        self._draw: tuple[Tensor, Tensor] | None = None
+        self._draw: _Draw | None = None
 
     @staticmethod
     def _default_base(transform: FlowTransform) -> StandardNormal:
@@ -195,10 +203,10 @@ class Flow(DistributionModule):
         base = self.base_dist.expand(self.batch_shape)
         draw = base.rsample if self.has_rsample else base.sample
         eps = draw(torch.Size(sample_shape))
-        x, ladj = self.transform.forward_and_ladj(eps, self._context)
+        x, ladj, root = self.transform._forward_and_root(eps, self._context)
         log_prob = self.base_dist.log_prob(eps) - ladj
         if self._keeps_draw:
-            self._draw = (x, log_prob)
+            self._draw = _Draw(x, log_prob, root)
         return x, log_prob
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -217,15 +225,17 @@ class Flow(DistributionModule):
         _checks.check_points("Flow", "value", value, self.input_dim)
         _checks.check_context("Flow", self._context, self.context_dim)
         _checks.check_broadcast("Flow", value=value.shape[:-1], flow=self.batch_shape)
-        eps, ladj = self.transform.inverse_and_ladj(value, self._context)
+        return self._pulled_back(*self.transform.inverse_and_ladj(value, self._context))
+
+    def _pulled_back(self, eps: Tensor, ladj: Tensor) -> Tensor:
         log_prob = self.base_dist.log_prob(eps) + ladj
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def _kept_log_prob(self, value: Tensor) -> Tensor | None:
         """Return what is kept for ``value``, if it is the last draw."""
-        if self._draw is None or value is not self._draw[0]:
+        if self._draw is None or value is not self._draw.value:
             return None
-        log_prob = self._draw[1]
+        log_prob = self._draw.log_prob
         # A draw made under no_grad has no gradient to give where one is wanted.
         return log_prob if log_prob.requires_grad or not torch.is_grad_enabled() else None
 
@@ -243,11 +253,15 @@ class Flow(DistributionModule):
         Reference:
             Roeder, Wu & Duvenaud (2017), *Sticking the landing*, equation 8.
         """
-        fresh = self.expand(self.batch_shape)
+        fresh, draw = self.expand(self.batch_shape), self._draw
         if self._context is not None:
             fresh._context = self._context.detach()
         with _detached_parameters(self):
-            return fresh.log_prob(value)
+            if draw is None or value is not draw.value:
+                return fresh.log_prob(value)
+            # Its own draw came from a known point: no inverse has to search for it.
+            back = self.transform._inverse_from_root(value, fresh._context, draw.root)
+            return fresh._pulled_back(*back)
 
     def __getstate__(self) -> dict[str, Any]:
         # A draw belongs to the evaluation that made it, not into a copy or a file.

@@ -164,32 +164,40 @@ class BlockNet(nn.Module):
         ]
         return x.reshape(-1, self.input_dim).T, hidden, OutputWeights(*last, biases[-1])
 
-    def solve(self, y: Tensor, context: Tensor | None, *, who: str) -> tuple[Tensor, Tensor]:
+    def solve(
+        self, y: Tensor, context: Tensor | None, *, who: str, root: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the ``x`` that is mapped to ``y``, and its log-slopes, with first derivatives.
 
         Args:
             y: Of shape ``(*, input_dim)``.
             context: Of shape ``(*, context_dim)``, or none.
             who: The caller, for the error's message.
+            root: The solution, if it is known, of shape ``(*, input_dim)``.
 
         Raises:
             NotConvergedError: A root was not found.
             DomainError: In a second derivative.
         """
+        rows, weights = self._state(y, context)
+        if root is None:
+            x, log_slope = self._search(rows, weights, who)
+            x = x.to(y.dtype)
+        else:
+            x = root
+        if root is not None or torch.is_grad_enabled():
+            residual = y - self(x, context)[0]
+            x = attach_gradient(x, residual, self._transposed_solve, rows[1], weights)
+            log_slope = self(x, context)[1]
+        return x, log_slope
 
+    def _search(self, rows: list[Tensor], weights: list[Tensor], who: str) -> tuple[Tensor, ...]:
         def kernel(y: Tensor, *tensors: Tensor) -> Tensor:
             columns, hidden, output = self._unpack(y, *tensors)
             result = walk(columns, hidden, output, self._share, who)
             return result.T.reshape(*y.shape[:-1], 2 * self.input_dim)
 
-        rows, weights = self._state(y, context)
-        x, log_slope = opaque(kernel, rows, weights).chunk(2, -1)
-        x = x.to(y.dtype)
-        if torch.is_grad_enabled():
-            residual = y - self(x, context)[0]
-            x = attach_gradient(x, residual, self._transposed_solve, rows[1], weights)
-            log_slope = self(x, context)[1]
-        return x, log_slope
+        return opaque(kernel, rows, weights).chunk(2, -1)
 
     def _transposed_solve(self, cotangent: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
         columns = widen(cotangent).reshape(-1, self.input_dim).T

@@ -153,7 +153,12 @@ class MaskedNet(nn.Module):
         return [t for layer in self._linears for t in (layer.masked_weight(), layer.bias)]
 
     def solve(
-        self, y: Tensor, context: Tensor | None, element: ElementMap
+        self,
+        y: Tensor,
+        context: Tensor | None,
+        element: ElementMap,
+        *,
+        root: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         r"""Return the ``x`` at which every coordinate's map, given the ones before, meets ``y``.
 
@@ -164,6 +169,7 @@ class MaskedNet(nn.Module):
             y: Targets, of shape ``(*, input_dim)``.
             context: Of shape ``(*, context_dim)``, or none.
             element: The map :math:`f`.
+            root: The solution, if it is known, of shape ``(*, input_dim)``.
 
         Returns:
             ``x``, and the ladj of each coordinate's inverse, of shape ``(*, input_dim)``.
@@ -173,12 +179,20 @@ class MaskedNet(nn.Module):
         rows = [y.expand(*batch, -1), shift.expand(*batch, -1)]
         weights = self._weights()
 
+        if root is None:
+            x, ladj = self._search(rows, weights, element)
+        else:
+            x = root.expand(*batch, -1)
+        if root is not None or torch.is_grad_enabled():
+            x = attach_gradient(x, rows, weights, self._walk, element)
+            ladj = -element.forward_and_ladj(x, self(x, context))[1]
+        return x, ladj
+
+    def _search(
+        self, rows: list[Tensor], weights: list[Tensor], element: ElementMap
+    ) -> tuple[Tensor, ...]:
         def kernel(y: Tensor, shift: Tensor, *weights: Tensor) -> Tensor:
             shift, *ordered = self._walk.by_coordinate(shift, weights)
             return self._walk.solve(y, shift, ordered, element.inverse_and_ladj)
 
-        x, ladj = opaque(kernel, rows, weights).chunk(2, -1)
-        if torch.is_grad_enabled():
-            x = attach_gradient(x, rows, weights, self._walk, element)
-            ladj = -element.forward_and_ladj(x, self(x, context))[1]
-        return x, ladj
+        return opaque(kernel, rows, weights).chunk(2, -1)

@@ -13,11 +13,12 @@ def householder_matrix(vectors: Tensor) -> Tensor:
 
     Up to :math:`D` of them are multiplied in their compact form, by one triangular system,
 
-    .. math:: Q = I - W^\top S^{-1} W, \qquad
-        S = \tfrac12 I + \mathrm{striu}(W W^\top)
+    .. math:: Q = I - V^\top S^{-1} V, \qquad
+        S = \tfrac12 \mathrm{diag}(V V^\top) + \mathrm{striu}(V V^\top)
 
-    with the :math:`w_k` in the rows of :math:`W`. Its determinant is :math:`(-1)^K`. A vector too
-    short to have a direction counts as the first unit vector, and gets no gradient.
+    with the :math:`v_k` in the rows of :math:`V`, in float64. Its determinant is
+    :math:`(-1)^K`. A vector too short to have a direction counts as the first unit vector, and
+    gets no gradient.
 
     Args:
         vectors: The :math:`v_k`, of shape ``(*, K, D)``.
@@ -37,26 +38,33 @@ def householder_matrix(vectors: Tensor) -> Tensor:
     """
     # Longer blocks, of vectors that depend on each other, would lose digits: 1,000 reflections of
     # the plane, by vectors of nearly one direction, were orthogonal to 7e-3 in float32.
-    first, *later = _unit_rows(widen(vectors)).split(vectors.shape[-1], -2)
+    count, input_dim = vectors.shape[-2:]
+    rows = _directed(vectors)
+    if count <= input_dim:
+        return _compact_product(rows).to(vectors.dtype)
+    first, *later = rows.split(input_dim, -2)
     product = _compact_product(first)
     for block in later:
         product = product @ _compact_product(block)
     return product.to(vectors.dtype)
 
 
-def _compact_product(w: Tensor) -> Tensor:
-    count, input_dim = w.shape[-2:]
-    half = 0.5 * torch.eye(count, dtype=w.dtype, device=w.device)
-    system = (w @ w.mT).triu(1) + half
-    eye = torch.eye(input_dim, dtype=w.dtype, device=w.device)
-    return eye - w.mT @ torch.linalg.solve_triangular(system, w, upper=True)
+def _compact_product(v: Tensor) -> Tensor:
+    # In float64, no square of a float32 number overflows or vanishes; so the rows may be of any
+    # length, which a triangular system is indifferent to. It is read on and above the diagonal.
+    count, input_dim = v.shape[-2:]
+    halving = torch.ones(count, count, dtype=v.dtype, device=v.device).fill_diagonal_(0.5)
+    solved = torch.linalg.solve_triangular(v @ v.mT * halving, v, upper=True)
+    eye = torch.eye(input_dim, dtype=v.dtype, device=v.device)
+    if v.dim() == 2:
+        return torch.addmm(eye, v.mT, solved, alpha=-1)
+    return eye - v.mT @ solved
 
 
-def _unit_rows(vectors: Tensor) -> Tensor:
-    """Return each row over its length, whose square neither overflows nor vanishes."""
-    peak = vectors.detach().abs().amax(-1, keepdim=True)
+def _directed(vectors: Tensor) -> Tensor:
+    """Return the vectors in float64, with the first unit vector for those that are too short."""
+    peak = torch.linalg.vector_norm(vectors.detach(), torch.inf, dim=-1, keepdim=True)
     # Shorter vectors would have infinite gradients. Not `peak >= floor`, which would hide a NaN.
-    short = peak < torch.finfo(vectors.dtype).tiny ** 0.5
-    unit = torch.eye(1, vectors.shape[-1], dtype=vectors.dtype, device=vectors.device)
-    scaled = torch.where(short, unit, vectors) / torch.where(short, 1.0, peak)
-    return scaled / scaled.square().sum(-1, keepdim=True).sqrt()
+    short = peak < torch.finfo(widen(peak).dtype).tiny ** 0.5
+    unit = torch.eye(1, vectors.shape[-1], dtype=torch.float64, device=vectors.device)
+    return torch.where(short, unit, vectors.double())

@@ -12,7 +12,7 @@ from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.nn import MaskedNet
 from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import FlowTransform, Root
 from pyro_flows.transforms.univariate import Affine, Univariate, check_univariate
 
 
@@ -103,8 +103,16 @@ class Autoregressive(FlowTransform):
         return reorder(y, self.inverse_order), widen(ladj).sum(-1)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._inverse_from_root(y, context, None)
+
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+        return *self._forward_and_ladj(x, context), reorder(x, self.order).detach()
+
+    def _inverse_from_root(
+        self, y: Tensor, context: Tensor | None, root: Root
+    ) -> tuple[Tensor, Tensor]:
         y = reorder(y, self.order)
-        x, ladj = self.conditioner.solve(y, context, self.univariate)
+        x, ladj = self.conditioner.solve(y, context, self.univariate, root=root)
         return reorder(x, self.inverse_order), widen(ladj).sum(-1)
 
 

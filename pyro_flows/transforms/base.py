@@ -23,6 +23,10 @@ def any_float(module: nn.Module) -> Tensor | None:
     return next((tensor for tensor in found if tensor is not None), None)
 
 
+# What a forward pass keeps for the inverse at its result: tensors, nested as the transforms are.
+Root = Any
+
+
 class FlowTransform(TransformModule, ConditionalTransform):
     r"""Base of every transform: a bijection of :math:`\mathbb{R}^D` that may depend on a context.
 
@@ -83,6 +87,16 @@ class FlowTransform(TransformModule, ConditionalTransform):
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError(f"{self._name} does not define _inverse_and_ladj.")
+
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+        """Return ``y``, ladj, and what spares the inverse at this ``y`` its search; or none."""
+        return *self._forward_and_ladj(x, context), None
+
+    def _inverse_from_root(
+        self, y: Tensor, context: Tensor | None, root: Root
+    ) -> tuple[Tensor, Tensor]:
+        """Return what ``_inverse_and_ladj`` does, at a ``y`` whose root is known."""
+        return self._inverse_and_ladj(y, context)
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Return ``y`` and :math:`\log |\det \partial y / \partial x|` in one pass.

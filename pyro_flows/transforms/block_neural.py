@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pyro_flows.nn.block import BlockNet
 from pyro_flows.transforms.autoregressive import register_order, reorder
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import FlowTransform, Root
 
 
 class BlockNeuralAutoregressive(FlowTransform):
@@ -102,5 +102,14 @@ class BlockNeuralAutoregressive(FlowTransform):
         return reorder(y, self.inverse_order), log_slope.sum(-1)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, log_slope = self.conditioner.solve(reorder(y, self.order), context, who=self._name)
+        return self._inverse_from_root(y, context, None)
+
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+        return *self._forward_and_ladj(x, context), reorder(x, self.order).detach()
+
+    def _inverse_from_root(
+        self, y: Tensor, context: Tensor | None, root: Root
+    ) -> tuple[Tensor, Tensor]:
+        y = reorder(y, self.order)
+        x, log_slope = self.conditioner.solve(y, context, who=self._name, root=root)
         return reorder(x, self.inverse_order), -log_slope.sum(-1)

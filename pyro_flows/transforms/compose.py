@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import FlowTransform, Root
 from pyro_flows.transforms.domains import same_constraint
 
 
@@ -104,6 +104,23 @@ class Compose(FlowTransform):
         total = widen(y.new_zeros(()))
         for part in reversed(self._ordered):
             y, ladj = part._inverse_and_ladj(y, context if part.context_dim else None)
+            total = total + ladj
+        return y, total
+
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+        total, roots = widen(x.new_zeros(())), []
+        for part in self._ordered:
+            x, ladj, root = part._forward_and_root(x, context if part.context_dim else None)
+            total = total + ladj
+            roots.append(root)
+        return x, total, roots
+
+    def _inverse_from_root(
+        self, y: Tensor, context: Tensor | None, root: Root
+    ) -> tuple[Tensor, Tensor]:
+        total = widen(y.new_zeros(()))
+        for part, own in zip(reversed(self._ordered), reversed(root), strict=True):
+            y, ladj = part._inverse_from_root(y, context if part.context_dim else None, own)
             total = total + ladj
         return y, total
 

@@ -11,7 +11,7 @@ from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.nn import DenseNet
 from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import FlowTransform, Root
 from pyro_flows.transforms.domains import on_vectors
 from pyro_flows.transforms.univariate import (
     Affine,
@@ -147,9 +147,18 @@ class Coupling(FlowTransform):
         return self._join(kept, *self.univariate.forward_and_ladj(moved, params))
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._inverse_from_root(y, context, None)
+
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+        root = self._split(x)[1].detach() if self.inverse_kind == "numerical" else None
+        return *self._forward_and_ladj(x, context), root
+
+    def _inverse_from_root(
+        self, y: Tensor, context: Tensor | None, root: Root
+    ) -> tuple[Tensor, Tensor]:
         kept, moved = self._split(y)
         params = self._params(kept, context)
-        return self._join(kept, *self.univariate.inverse_and_ladj(moved, params))
+        return self._join(kept, *self.univariate.inverse_from_root(moved, params, root))
 
     def _note_order(self) -> None:
         """Note whether the kept coordinates are the first or the last: slices are cheap."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_flows.nn import DenseNet
 from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import FlowTransform, Root
 from pyro_flows.transforms.domains import on_vectors
 from pyro_flows.transforms.univariate import Univariate, check_univariate
 
@@ -82,5 +82,14 @@ class Elementwise(FlowTransform):
         return y, widen(ladj).sum(-1).expand(y.shape[:-1])
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, ladj = self.univariate.inverse_and_ladj(y, self._params(context))
+        return self._inverse_from_root(y, context, None)
+
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+        root = x.detach() if self.inverse_kind == "numerical" else None
+        return *self._forward_and_ladj(x, context), root
+
+    def _inverse_from_root(
+        self, y: Tensor, context: Tensor | None, root: Root
+    ) -> tuple[Tensor, Tensor]:
+        x, ladj = self.univariate.inverse_from_root(y, self._params(context), root)
         return x, widen(ladj).sum(-1).expand(x.shape[:-1])

@@ -87,7 +87,20 @@ class Univariate:
             y: Of shape ``(*, n)``.
             params: Of shape ``(*, K, n)``; its batch axes broadcast with those of ``y``.
         """
-        x = self.inverse(y, params)
+        return self.inverse_from_root(y, params, self.inverse(y, params))
+
+    def inverse_from_root(
+        self, y: Tensor, params: Tensor, x: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`inverse_and_ladj` does, given the root where it is known.
+
+        Args:
+            y: Of shape ``(*, n)``.
+            params: Of shape ``(*, K, n)``.
+            x: The root without a gradient, of shape ``(*, n)``; or none.
+        """
+        if x is None:
+            return self.inverse_and_ladj(y, params)
         if torch.is_grad_enabled():
             # Newton's steps, whose value is rounding and whose derivatives are those of the
             # implicit function: one step alone gets the first one right, two get three.
