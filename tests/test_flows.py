@@ -199,6 +199,22 @@ def test_a_hundred_transforms_at_their_limits_stay_finite(recipe, sign):
     assert torch.allclose(back, eps, rtol=1e-3, atol=1e-3)
 
 
+@RECIPES
+@pytest.mark.parametrize("size", [0.3, 30.0, 1e4])
+def test_a_hundred_transforms_of_any_shape_stay_finite(name, size):
+    """FAULTS 23: in float32, whatever numbers the maps of the coordinates are given."""
+    flow = zoo.randomise(getattr(flows, name)(3, num_transforms=100, hidden_dims=(8,)), scale=0.3)
+    with torch.no_grad():
+        for module in flow.modules():
+            if isinstance(module, (DenseNet, MaskedNet)):
+                module.layers[-1].weight.zero_()
+                module.layers[-1].bias.mul_(size)
+    eps = torch.randn(50, 3)
+    x, ladj = flow.transform.forward_and_ladj(eps)
+    contracts.finite(x, "draws", inputs=eps)
+    contracts.finite(ladj, "ladj", inputs=eps)
+
+
 @pytest.mark.parametrize("name", ["bnaf", "iaf", "naf", "nsf", "sospf"])
 def test_path_gradient_of_its_own_draw_takes_no_search(name, monkeypatch):
     """A guide would pay for it in every step."""

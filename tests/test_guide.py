@@ -39,7 +39,7 @@ from pyro.infer.reparam import NeuTraReparam
 
 import pyro_flows as pf
 
-RECIPES = ["realnvp", "nice", "iaf", "maf", "planar"]
+RECIPES = sorted(set(pf.flows.__all__) - {"Recipe", "find", "register"})
 
 
 def adam(lr=1e-3):
