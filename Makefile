@@ -41,7 +41,9 @@ types: $(STAMP) ## check the types of the package
 check: lint types test ## lint, types and test
 
 bench: $(STAMP) ## run the benchmarks (BENCH=benchmarks/x.py for one)
-	@set -e; for script in $(BENCH); do echo "== $$script"; $(RUN) "$$script"; done
+	@missed=; for script in $(BENCH); do \
+	  echo "== $$script"; $(RUN) "$$script" || missed="$$missed $$script"; \
+	done; test -z "$$missed" || { echo "missed a target:$$missed"; exit 1; }
 
 clean: ## remove the environment, out/, caches and builds
 	rm -rf $(VENV) out build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
