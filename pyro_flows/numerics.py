@@ -79,6 +79,18 @@ def above_minus_one(x: Tensor) -> Tensor:
     return functional.celu(x, alpha=1 - _LEAST_SLOPE)
 
 
+def log_bend_slope(bent: Tensor, bend: Tensor) -> Tensor:
+    r"""Return the log-slope :math:`\log(1 + c \, \mathrm{sech}^2 t)`, in float32 at least.
+
+    Args:
+        bent: :math:`\tanh t`, in float64: there, one minus its square keeps the digits that
+            float32 would lose where tanh saturates, for any :math:`c` up to about 1e8.
+        bend: :math:`c > -1`; broadcasts with ``bent``.
+    """
+    bend = widen(bend)
+    return torch.log1p(bend * (1 - bent * bent).to(bend.dtype))
+
+
 def solve_bend(r: Tensor, bend: Tensor) -> Tensor:
     r"""Solve :math:`t + c \tanh t = r` for ``t``, with derivatives.
 
@@ -96,7 +108,10 @@ def solve_bend(r: Tensor, bend: Tensor) -> Tensor:
         low, high = size - bend, size / (1 + bend)
         t = torch.where(bend > 0, torch.maximum(low, high), torch.minimum(low, high))
         for _ in range(_NEWTON_STEPS):
-            t = t - _newton_step(t, size, bend)
+            bent = torch.tanh(t)
+            # Rounding of this slope costs no digits of the root; it would of the derivatives.
+            slope = 1 + bend * (1 - bent * bent)
+            t = t - (t + bend * bent - size) / slope
         t = torch.where(r < 0, -t, t)
     if not torch.is_grad_enabled():
         return t

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
@@ -24,6 +25,8 @@ def _unit_triangle(raw: Tensor, *, upper: bool) -> Tensor:
 
 class _Factored(FlowTransform):
     """A map ``y = A U (g * x) + m``: ``U`` unit upper-triangular, ``A`` written by a subclass.
+
+    Forwards, the factors are multiplied first, as there are more points than coordinates.
 
     The factor ``A`` keeps volumes, so that the log-determinant is that of the scales ``g`` alone.
     """
@@ -51,8 +54,8 @@ class _Factored(FlowTransform):
         else:
             self.register_buffer(name, triangle)
 
-    def _apply_factor(self, rows: Tensor) -> Tensor:
-        """Return ``A`` times each row."""
+    def _apply_factor(self, matrix: Tensor) -> Tensor:
+        """Return ``A`` times a matrix."""
         raise NotImplementedError
 
     def _undo_factor(self, rows: Tensor) -> Tensor:
@@ -67,8 +70,12 @@ class _Factored(FlowTransform):
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         loc, log_scale = self._loc_and_log_scale(context)
-        scaled = x * (self.signs * log_scale.exp())
-        y = self._apply_factor(scaled @ _unit_triangle(self.upper, upper=True).T) + loc
+        scale = self.signs * log_scale.exp()
+        upper = _unit_triangle(self.upper, upper=True)
+        if scale.dim() == 1:
+            y = functional.linear(x, self._apply_factor(upper * scale), loc)
+        else:
+            y = functional.linear(x * scale, self._apply_factor(upper)) + loc
         return y, widen(log_scale).sum(-1).expand(y.shape[:-1])
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -172,9 +179,9 @@ class LULinear(_Factored):
             self.lower.copy_(lower.tril(-1))
         return swap.argmax(-1)
 
-    def _apply_factor(self, rows: Tensor) -> Tensor:
-        rows = rows @ _unit_triangle(self.lower, upper=False).T
-        return rows.index_select(-1, self.permutation)
+    def _apply_factor(self, matrix: Tensor) -> Tensor:
+        product = torch.addmm(matrix, self.lower.tril(-1), matrix)
+        return product.index_select(0, self.permutation)
 
     def _undo_factor(self, rows: Tensor) -> Tensor:
         rows = rows.index_select(-1, self.inverse_permutation)
@@ -250,8 +257,8 @@ class QRLinear(_Factored):
         super().__init__(input_dim, context_dim=context_dim, hidden_dims=hidden_dims)
         self.rotation = _Reflections(self._name, self.input_dim, num_reflections)
 
-    def _apply_factor(self, rows: Tensor) -> Tensor:
-        return rows @ self.rotation().T
+    def _apply_factor(self, matrix: Tensor) -> Tensor:
+        return self.rotation() @ matrix
 
     def _undo_factor(self, rows: Tensor) -> Tensor:
         return rows @ self.rotation()
@@ -289,7 +296,7 @@ class Orthogonal(FlowTransform):
         self.rotation = _Reflections(self._name, self.input_dim, num_reflections)
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return x @ self.rotation().T, zero_ladj(x)
+        return functional.linear(x, self.rotation()), zero_ladj(x)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return y @ self.rotation(), zero_ladj(y)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import above_minus_one, log_sech_square, solve_bend, widen
+from pyro_flows.numerics import above_minus_one, log_bend_slope, solve_bend
 from pyro_flows.transforms.base import FlowTransform
 
 
@@ -62,28 +62,48 @@ class Planar(FlowTransform):
         )
 
     def _params(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return ``w``, ``u_hat``, ``b`` of shape ``(*)``, and ``w . u_hat`` of shape ``(*)``."""
+        """Return ``w``, ``u_hat``, ``b`` of shape ``(*, 1)``, and ``w . u_hat`` of ``(*)``."""
         w, u, b = self.weight, self.direction, self.bias
         if self.conditioner is not None:
             sizes = [self.input_dim, self.input_dim, 1]
             moves = self.conditioner(None, context).split(sizes, -1)
             w, u, b = w + moves[0], u + moves[1], b + moves[2]
-        a = (w * u).sum(-1)
+        a = _dot(w, u)
         bounded = above_minus_one(a)
-        norm_square = w.square().sum(-1).clamp(min=torch.finfo(w.dtype).tiny)
+        norm_square = _dot(w, w).clamp(min=torch.finfo(w.dtype).tiny)
         u_hat = u + ((bounded - a) / norm_square)[..., None] * w
-        return w, u_hat, b[..., 0], bounded
+        return w, u_hat, b, bounded
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         w, u_hat, b, bend = self._params(context)
-        t = (x * w).sum(-1) + b
-        return x + u_hat * torch.tanh(t)[..., None], _log_slope(t, bend)
+        bent = torch.tanh(_project(x, w, b).double())
+        return _move(x, bent, u_hat), log_bend_slope(bent, bend)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         w, u_hat, b, bend = self._params(context)
-        t = solve_bend((y * w).sum(-1) + b, bend)
-        return y - u_hat * torch.tanh(t)[..., None], -_log_slope(t, bend)
+        bent = torch.tanh(solve_bend(_project(y, w, b), bend).double())
+        return _move(y, bent, u_hat, sign=-1), -log_bend_slope(bent, bend)
 
 
-def _log_slope(t: Tensor, bend: Tensor) -> Tensor:
-    return torch.log1p(widen(bend) * log_sech_square(widen(t)).exp())
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    if left.dim() == right.dim() == 1:
+        return torch.dot(left, right)
+    return (left * right).sum(-1)
+
+
+# Of one set of parameters and a batch of points, both have an operator of their own.
+
+
+def _project(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Return ``w . x + b``, of shape ``(*)``."""
+    if points.dim() == 2 and w.dim() == 1:
+        return torch.mv(points, w) + b
+    return (points * w).sum(-1) + b.squeeze(-1)
+
+
+def _move(points: Tensor, bent: Tensor, u_hat: Tensor, *, sign: int = 1) -> Tensor:
+    """Return the points plus or minus ``u_hat`` times ``bent``."""
+    bent = bent.to(points.dtype)
+    if points.dim() == 2 and u_hat.dim() == 1:
+        return torch.addr(points, bent, u_hat, alpha=sign)
+    return torch.addcmul(points, bent[..., None], u_hat, value=sign)

@@ -1,16 +1,18 @@
 """The radial transform, with an inverse in closed form."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import above_minus_one, soft_bound, widen
+from pyro_flows.numerics import above_minus_one
 from pyro_flows.transforms.base import FlowTransform
 
 # Radii from e^-10 to e^10: a point is never infinitely many radii away.
 _LOG_RADIUS_BOUND = 10.0
+_LARGEST_RADIUS = math.exp(_LOG_RADIUS_BOUND)
 
 
 class Radial(FlowTransform):
@@ -63,62 +65,54 @@ class Radial(FlowTransform):
             else None
         )
 
+    # Distances, and what depends on them alone, are in float64: no square overflows there, and
+    # neither one plus the excess of a stretch over one nor its gradient loses digits that matter.
+
     def _params(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         r"""Return :math:`x_0`; :math:`\alpha` and :math:`\beta / \alpha`, of shape ``(*, 1)``."""
         center, log_radius, push = self.center, self.log_radius, self.push
         if self.conditioner is not None:
             moves = self.conditioner(None, context).split([self.input_dim, 1, 1], -1)
             center, log_radius, push = center + moves[0], log_radius + moves[1], push + moves[2]
-        alpha = soft_bound(log_radius, _LOG_RADIUS_BOUND).exp()
-        return center, alpha, above_minus_one(push)
+        alpha = _LARGEST_RADIUS ** torch.tanh(log_radius.double() / _LOG_RADIUS_BOUND)
+        return center, alpha, above_minus_one(push.double())
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         center, alpha, ratio = self._params(context)
-        s = _length(x - center) / alpha
-        y = _stretch(x, center, ratio / (1 + s), (1 + ratio + s) / (1 + s))
-        return y, self._ladj(s, ratio)
+        offset = x - center
+        h = alpha / (_length(offset) + alpha)
+        excess = ratio * h
+        y = x + excess.to(x.dtype) * offset
+        return y, self._ladj_at(excess, h).to(_ladj_dtype(x))
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         center, alpha, ratio = self._params(context)
-        s = _solve_distance(_length(y - center) / alpha, 1 + ratio)
-        x = _stretch(y, center, -ratio / (1 + ratio + s), (1 + s) / (1 + ratio + s))
-        return x, -self._ladj(s, ratio)
+        offset = y.double() - center
+        s = _solve_distance(_length(offset) / alpha, 1 + ratio)
+        x = y - ratio / (1 + ratio + s) * offset
+        return x.to(y.dtype), -self._ladj(s, ratio).to(_ladj_dtype(y))
 
     def _ladj(self, s: Tensor, ratio: Tensor) -> Tensor:
-        r"""Return the log-determinant at :math:`s = r / \alpha`, for :math:`c = \beta / \alpha`.
+        r"""Return the log-determinant at :math:`s = r / \alpha`; :math:`c = \beta / \alpha`."""
+        h = 1 / (1 + s.double())
+        return self._ladj_at(ratio * h, h)
 
-        Across the radius, the map stretches by :math:`1 + c / (1 + s)`; along, by
-        :math:`1 + c / (1 + s)^2`.
+    def _ladj_at(self, excess: Tensor, h: Tensor) -> Tensor:
+        r"""Return the log-determinant, for :math:`h = 1 / (1 + s)` and :math:`e = c h`.
+
+        Across the radius, the map stretches by :math:`1 + e`; along it, by :math:`1 + e h`.
         """
-        s, ratio = widen(s), widen(ratio)
-        across, excess = (1 + ratio + s) / (1 + s), ratio / (1 + s)
-        ladj = (self.input_dim - 1) * _log_stretch(excess, across)
-        return (ladj + _log_stretch(excess / (1 + s), (across + s) / (1 + s)))[..., 0]
+        along = torch.log1p(excess * h)
+        return torch.add(along, torch.log1p(excess), alpha=self.input_dim - 1).squeeze(-1)
 
 
-# A stretch comes with its excess over one. Where it is small, one plus the excess cancels;
-# elsewhere, the gradient of the stretch does.
-
-
-def _stretch(points: Tensor, center: Tensor, excess: Tensor, stretch: Tensor) -> Tensor:
-    offset = points - center
-    return torch.where(excess < -0.5, center + stretch * offset, points + excess * offset)
-
-
-def _log_stretch(excess: Tensor, stretch: Tensor) -> Tensor:
-    return torch.where(excess < -0.5, stretch.log(), torch.log1p(excess))
+def _ladj_dtype(points: Tensor) -> torch.dtype:
+    return torch.promote_types(points.dtype, torch.float32)
 
 
 def _length(offset: Tensor) -> Tensor:
-    """Return the norm, of shape ``(*, 1)``; no square overflows, and zero has the gradient zero.
-
-    The largest entry, a constant to autodiff, cancels; unlike in ``torch.linalg.vector_norm``.
-    """
-    peak = offset.detach().abs().amax(-1, keepdim=True)
-    peak = torch.where(peak == 0, 1, peak)
-    square = (offset / peak).square().sum(-1, keepdim=True)
-    root = torch.where(square == 0, 1, square).sqrt()
-    return torch.where(square == 0, 0, root * peak)
+    """Return the norm, of shape ``(*, 1)``; zero has the gradient zero."""
+    return torch.linalg.vector_norm(offset, dim=-1, keepdim=True, dtype=torch.float64)
 
 
 def _solve_distance(image: Tensor, k: Tensor) -> Tensor:

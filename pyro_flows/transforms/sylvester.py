@@ -1,19 +1,22 @@
 """The Sylvester transform, with an inverse."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.nn import DenseNet
 from pyro_flows.nn.orthogonal import householder_matrix
-from pyro_flows.numerics import above_minus_one, log_sech_square, soft_bound, solve_bend, widen
+from pyro_flows.numerics import above_minus_one, log_bend_slope, log_sech_square, solve_bend, widen
 from pyro_flows.transforms.base import FlowTransform
 
 _LOG_SLOPE_BOUND = 3.0
+_LARGEST_SLOPE = math.exp(_LOG_SLOPE_BOUND)
 
 
 class _Params(NamedTuple):
@@ -79,7 +82,6 @@ class Sylvester(FlowTransform):
 
     inverse_kind = "numerical"
     vectors: Tensor
-    columns: Tensor
     places: Tensor
 
     def __init__(
@@ -96,12 +98,11 @@ class Sylvester(FlowTransform):
         m = self.num_hidden = self._check_hidden(input_dim if num_hidden is None else num_hidden)
         k = m if num_reflections is None else num_reflections
         k = _checks.check_count(self._name, "num_reflections", k, least=0)
-        self.register_buffer(
-            "columns", torch.arange(input_dim).flip(0)[:m] if reverse else torch.arange(m)
-        )
-        self.register_buffer("places", _triangle_places(m))
+        self._reverse = reverse
         # A triangle is stored as its diagonal, and then the rows of what is above it.
         above = m * (m - 1) // 2
+        places = _triangle_places(m)
+        self.register_buffer("places", torch.cat([places, m + above + places]))
         self.outer = nn.Parameter(torch.zeros(m + above))
         self.inner = nn.Parameter(torch.cat([torch.zeros(m), torch.randn(above) / m**0.5]))
         self.bias = nn.Parameter(torch.randn(m))
@@ -136,30 +137,33 @@ class Sylvester(FlowTransform):
             outer, inner, bias = outer + moves[0], inner + moves[1], bias + moves[2]
             vectors = vectors + moves[3].unflatten(-1, vectors.shape)
         m = self.num_hidden
-        bend = above_minus_one(outer[..., :m])
-        slope = soft_bound(inner[..., :m], _LOG_SLOPE_BOUND).exp()
-        return _Params(
-            householder_matrix(vectors).index_select(-1, self.columns),
-            self._triangle(bend / slope, outer[..., m:]),
-            self._triangle(slope, inner[..., m:]),
-            bias,
-            bend,
-        )
-
-    def _triangle(self, diagonal: Tensor, above: Tensor) -> Tensor:
-        """Return the upper-triangular matrices, of shape ``(*, M, M)``."""
-        entries = torch.cat([diagonal, above, torch.zeros_like(diagonal[..., :1])], -1)
-        return entries.index_select(-1, self.places).unflatten(-1, (self.num_hidden, -1))
+        sizes = [m, outer.shape[-1] - m]
+        raw_bend, above_outer = outer.split(sizes, -1)
+        raw_slope, above_inner = inner.split(sizes, -1)
+        bend = above_minus_one(raw_bend)
+        slope = _LARGEST_SLOPE ** torch.tanh(raw_slope / _LOG_SLOPE_BOUND)
+        flat = torch.cat([bend / slope, above_outer, slope, above_inner], -1)
+        triangles = flat.index_select(-1, self.places).unflatten(-1, (2, m, m)).triu()
+        outer, inner = triangles.unbind(-3)
+        frame = householder_matrix(vectors)
+        if self._reverse:
+            frame = frame.flip(-1)
+        if m < self.input_dim:
+            frame = frame[..., :m]
+        return _Params(frame, outer, inner, bias, bend)
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         p = self._params(context)
-        a = _activation(_apply(p.frame.mT, x), p)
-        return x + _apply(p.frame @ p.outer, torch.tanh(a)), _ladj(a, p.bend)
+        bent = torch.tanh(_affine(p.inner @ p.frame.mT, x, p.bias).double())
+        y = _move(x, p, bent)
+        return y, log_bend_slope(bent, p.bend).sum(-1)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         p = self._params(context)
         a = self._solve(_apply(p.frame.mT, y), p)
-        return y - _apply(p.frame @ p.outer, torch.tanh(a)), -_ladj(a, p.bend)
+        bent = torch.tanh(a.double())
+        x = _move(y, p, -bent)
+        return x, -log_bend_slope(bent, p.bend).sum(-1)
 
     def _solve(self, w: Tensor, p: _Params) -> Tensor:
         r"""Return the :math:`a = \tilde R z + b` at which :math:`z + R \tanh a = w`."""
@@ -183,8 +187,8 @@ class Sylvester(FlowTransform):
 
 
 def _triangle_places(m: int) -> Tensor:
-    """Return where the entries of a flat upper triangle are; the last place holds a zero."""
-    places = torch.full((m, m), m * (m + 1) // 2)
+    """Return where the entries of a flat upper triangle are; below the diagonal, anywhere."""
+    places = torch.zeros(m, m, dtype=torch.long)
     above = torch.triu_indices(m, m, 1)
     places[above[0], above[1]] = m + torch.arange(above.shape[1])
     return places.diagonal_scatter(torch.arange(m)).flatten()
@@ -195,8 +199,25 @@ def _apply(matrix: Tensor, rows: Tensor) -> Tensor:
     return (rows[..., None, :] @ matrix.mT)[..., 0, :]
 
 
+# Of one set of parameters, a batch of points goes into one matrix product.
+
+
+def _affine(matrix: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
+    if matrix.dim() == 2:
+        return functional.linear(rows, matrix, bias)
+    return _apply(matrix, rows) + bias
+
+
+def _move(points: Tensor, p: _Params, bent: Tensor) -> Tensor:
+    """Return the points plus ``Q R`` times ``bent``."""
+    matrix, bent = p.frame @ p.outer, bent.to(points.dtype)
+    if points.dim() == matrix.dim() == 2:
+        return torch.addmm(points, bent, matrix.mT)
+    return points + _apply(matrix, bent)
+
+
 def _activation(z: Tensor, p: _Params) -> Tensor:
-    return _apply(p.inner, z) + p.bias
+    return _affine(p.inner, z, p.bias)
 
 
 def _jacobian(a: Tensor, p: _Params) -> Tensor:
@@ -209,7 +230,3 @@ def _newton_step(jacobian: Tensor, z: Tensor, w: Tensor, p: _Params) -> Tensor:
     residual = z + _apply(p.outer, torch.tanh(_activation(z, p))) - w
     step = torch.linalg.solve_triangular(widen(jacobian), widen(residual[..., None]), upper=True)
     return step[..., 0].to(z.dtype)
-
-
-def _ladj(a: Tensor, bend: Tensor) -> Tensor:
-    return torch.log1p(widen(bend) * log_sech_square(widen(a)).exp()).sum(-1)
