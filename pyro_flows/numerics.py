@@ -91,7 +91,7 @@ def log_bend_slope(bent: Tensor, bend: Tensor) -> Tensor:
     return torch.log1p(bend * (1 - bent * bent).to(bend.dtype))
 
 
-def solve_bend(r: Tensor, bend: Tensor) -> Tensor:
+def solve_bend(r: Tensor, bend: Tensor, *, root: Tensor | None = None) -> Tensor:
     r"""Solve :math:`t + c \tanh t = r` for ``t``, with derivatives.
 
     Both sides are odd, so let :math:`r \ge 0`. For :math:`c > 0` the left side is concave, and for
@@ -102,17 +102,9 @@ def solve_bend(r: Tensor, bend: Tensor) -> Tensor:
     Args:
         r: Any tensor.
         bend: :math:`c > -1`; broadcasts with ``r``.
+        root: The solution, if it is known.
     """
-    with torch.no_grad():
-        size = r.abs()
-        low, high = size - bend, size / (1 + bend)
-        t = torch.where(bend > 0, torch.maximum(low, high), torch.minimum(low, high))
-        for _ in range(_NEWTON_STEPS):
-            bent = torch.tanh(t)
-            # Rounding of this slope costs no digits of the root; it would of the derivatives.
-            slope = 1 + bend * (1 - bent * bent)
-            t = t - (t + bend * bent - size) / slope
-        t = torch.where(r < 0, -t, t)
+    t = _search_bend(r, bend) if root is None else root.detach()
     if not torch.is_grad_enabled():
         return t
     # Two more steps, whose value is rounding and whose derivatives are those of the implicit
@@ -120,6 +112,19 @@ def solve_bend(r: Tensor, bend: Tensor) -> Tensor:
     for _ in range(2):
         t = t - _newton_step(t, r, bend)
     return t
+
+
+@torch.no_grad()
+def _search_bend(r: Tensor, bend: Tensor) -> Tensor:
+    size = r.abs()
+    low, high = size - bend, size / (1 + bend)
+    t = torch.where(bend > 0, torch.maximum(low, high), torch.minimum(low, high))
+    for _ in range(_NEWTON_STEPS):
+        bent = torch.tanh(t)
+        # Rounding of this slope costs no digits of the root; it would of the derivatives.
+        slope = 1 + bend * (1 - bent * bent)
+        t = t - (t + bend * bent - size) / slope
+    return torch.where(r < 0, -t, t)
 
 
 def _newton_step(t: Tensor, r: Tensor, bend: Tensor) -> Tensor:

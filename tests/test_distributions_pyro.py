@@ -165,7 +165,7 @@ class _OneSite:
 
 @pytest.mark.parametrize("vectorised", [False, True])
 def test_elbo_takes_the_path_gradient(vectorised):
-    """Exactly zero where the guide is the posterior; the total gradient is not."""
+    """Zero, to rounding, where the guide is the posterior; the total gradient is not."""
     case = _OneSite(5)
     elbo = Trace_ELBO(4, vectorize_particles=vectorised, max_plate_nesting=1)
     for path_gradient in (True, False):
@@ -176,13 +176,13 @@ def test_elbo_takes_the_path_gradient(vectorised):
         assert abs(loss.item()) < 1e-8
         loss.backward()
         moves = [parameter.grad.abs().max() for parameter in case.flow.parameters()]
-        assert (max(moves) == 0) == path_gradient
+        assert max(moves) < 1e-12 if path_gradient else max(moves) > 1e-3
 
 
 def test_tracegraph_elbo_takes_the_path_gradient():
     case = _OneSite(5)
     TraceGraph_ELBO().loss_and_grads(case.model, case.guide)
-    assert all(not parameter.grad.any() for parameter in case.flow.parameters())
+    assert all(parameter.grad.abs().max() < 1e-12 for parameter in case.flow.parameters())
 
 
 def test_flow_is_trained_by_maximum_likelihood():

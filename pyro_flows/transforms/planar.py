@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_flows.nn import DenseNet
 from pyro_flows.numerics import above_minus_one, log_bend_slope, solve_bend
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import FlowTransform, Root
 
 
 class Planar(FlowTransform):
@@ -80,8 +80,17 @@ class Planar(FlowTransform):
         return _move(x, bent, u_hat), log_bend_slope(bent, bend)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._inverse_from_root(y, context, None)
+
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+        return *self._forward_and_ladj(x, context), x.detach()
+
+    def _inverse_from_root(
+        self, y: Tensor, context: Tensor | None, root: Root
+    ) -> tuple[Tensor, Tensor]:
         w, u_hat, b, bend = self._params(context)
-        bent = torch.tanh(solve_bend(_project(y, w, b), bend).double())
+        known = None if root is None else _project(root, w, b)
+        bent = torch.tanh(solve_bend(_project(y, w, b), bend, root=known).double())
         return _move(y, bent, u_hat, sign=-1), -log_bend_slope(bent, bend)
 
 

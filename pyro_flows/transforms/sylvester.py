@@ -13,7 +13,7 @@ from pyro_flows.errors import DomainError
 from pyro_flows.nn import DenseNet
 from pyro_flows.nn.orthogonal import householder_matrix
 from pyro_flows.numerics import above_minus_one, log_bend_slope, log_sech_square, solve_bend, widen
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import FlowTransform, Root
 
 _LOG_SLOPE_BOUND = 3.0
 _LARGEST_SLOPE = math.exp(_LOG_SLOPE_BOUND)
@@ -46,7 +46,8 @@ class Sylvester(FlowTransform):
     :math:`Q` holds the first columns of a product of Householder reflections, by whose number the
     three flows of the paper differ:
 
-    - ``num_reflections=num_hidden``, as is the default, reaches every :math:`Q` (orthogonal),
+    - ``num_reflections=num_hidden``, as is the default, reaches every :math:`Q` but for the signs
+      of its columns, which :math:`R`, :math:`\tilde R` and :math:`b` take up (orthogonal),
     - fewer are cheaper (Householder),
     - none leaves the coordinates as they are (triangular). Let ``reverse`` alternate along a chain
       then, so that each coordinate gets to move by each other one.
@@ -82,6 +83,7 @@ class Sylvester(FlowTransform):
 
     inverse_kind = "numerical"
     vectors: Tensor
+    columns: Tensor
     places: Tensor
 
     def __init__(
@@ -98,7 +100,8 @@ class Sylvester(FlowTransform):
         m = self.num_hidden = self._check_hidden(input_dim if num_hidden is None else num_hidden)
         k = m if num_reflections is None else num_reflections
         k = _checks.check_count(self._name, "num_reflections", k, least=0)
-        self._reverse = reverse
+        columns = torch.arange(input_dim)
+        self.register_buffer("columns", (columns.flip(0) if reverse else columns)[:m])
         # A triangle is stored as its diagonal, and then the rows of what is above it.
         above = m * (m - 1) // 2
         places = _triangle_places(m)
@@ -145,11 +148,7 @@ class Sylvester(FlowTransform):
         flat = torch.cat([bend / slope, above_outer, slope, above_inner], -1)
         triangles = flat.index_select(-1, self.places).unflatten(-1, (2, m, m)).triu()
         outer, inner = triangles.unbind(-3)
-        frame = householder_matrix(vectors)
-        if self._reverse:
-            frame = frame.flip(-1)
-        if m < self.input_dim:
-            frame = frame[..., :m]
+        frame = householder_matrix(vectors).index_select(-1, self.columns)
         return _Params(frame, outer, inner, bias, bend)
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -159,22 +158,38 @@ class Sylvester(FlowTransform):
         return y, log_bend_slope(bent, p.bend).sum(-1)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._inverse_from_root(y, context, None)
+
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+        return *self._forward_and_ladj(x, context), x.detach()
+
+    def _inverse_from_root(
+        self, y: Tensor, context: Tensor | None, root: Root
+    ) -> tuple[Tensor, Tensor]:
         p = self._params(context)
-        a = self._solve(_apply(p.frame.mT, y), p)
+        known = None if root is None else _apply(p.frame.mT, root).detach()
+        a = self._solve(_apply(p.frame.mT, y), p, known)
         bent = torch.tanh(a.double())
         x = _move(y, p, -bent)
         return x, -log_bend_slope(bent, p.bend).sum(-1)
 
-    def _solve(self, w: Tensor, p: _Params) -> Tensor:
+    @torch.no_grad()
+    def _search(self, w: Tensor, p: _Params) -> Tensor:
+        """Return the ``z`` that :meth:`_solve` looks for, without a gradient."""
+        z, a = w, p.bias
+        # Below a unit's own, all is known; its part of both sums goes to the units above.
+        for i in reversed(range(self.num_hidden)):
+            target = p.inner[..., i, i] * z[..., i] + a[..., i]
+            bent = solve_bend(target, p.bend[..., i]).tanh()[..., None]
+            z = z - bent * p.outer[..., i]
+            a = a + z[..., i, None] * p.inner[..., i]
+        return z
+
+    def _solve(self, w: Tensor, p: _Params, z: Tensor | None) -> Tensor:
         r"""Return the :math:`a = \tilde R z + b` at which :math:`z + R \tanh a = w`."""
+        z = self._search(w, p) if z is None else z
         with torch.no_grad():
-            z, a = w, p.bias
-            # Below a unit's own, all is known; its part of both sums goes to the units above.
-            for i in reversed(range(self.num_hidden)):
-                target = p.inner[..., i, i] * z[..., i] + a[..., i]
-                bent = solve_bend(target, p.bend[..., i]).tanh()[..., None]
-                z = z - bent * p.outer[..., i]
-                a = a + z[..., i, None] * p.inner[..., i]
+            a = _activation(z, p)
         if not torch.is_grad_enabled():
             return a
         with torch.no_grad():
