@@ -31,7 +31,7 @@ def test_map_is_that_of_the_paper_and_the_remainder(scale, num_units):
     shifts = torch.linspace(-3, 3, num_units)[:, None] if num_units > 1 else torch.zeros(1, 1)
     h = torch.logit((w * torch.sigmoid(a * x + b + shifts)).sum(0))
     h_0 = torch.logit(torch.sigmoid(x + shifts).mean(0))
-    want = 0.999 * (h + rest * (x - h_0)) + 0.001 * x
+    want = 0.99 * (h + rest * (x - h_0)) + 0.01 * x
     got, _ = univariate.forward_and_ladj(x, params)
     keep = h.abs() < 15
     assert keep.double().mean() > 0.8
@@ -71,13 +71,13 @@ def test_log_slope_is_autodiffs(scale):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_slope_has_a_floor(scale):
-    """FAULTS 28: a thousandth, even between two units that are far apart."""
+    """FAULTS 28: a hundredth, even between two units that are far apart."""
     univariate, _, params = _case(scale)
     params[8:16] = 100 * params[8:16].sign()
     x = torch.linspace(-300, 300, 500)[:, None].double()
     _, ladj = univariate.forward_and_ladj(x.expand(-1, 500), params)
-    assert ladj.exp().min() >= 0.001
-    assert ladj.exp().min() < 0.01 or scale == 3.0
+    assert ladj.exp().min() >= 0.01 * (1 - 1e-9)
+    assert ladj.exp().min() < 0.02 or scale == 3.0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,13 +10,13 @@ from torch.nn.functional import logsigmoid
 from typing_extensions import Unpack, override
 
 from pyro_flows import _checks
-from pyro_flows.numerics import soft_bound
+from pyro_flows.numerics import soft_bound, widen
 from pyro_flows.roots import solve_increasing
 from pyro_flows.transforms.autoregressive import Autoregressive, AutoregressiveOptions
 from pyro_flows.transforms.univariate import Univariate
 
 _SPREAD = 3.0  # The units' shifts at the start lie between plus and minus this.
-_LEAST_SLOPE = 1e-3
+_LEAST_SLOPE = 1e-2
 _LOG_WEIGHT_BOUND = 10.0  # More would only flatten the map between its units.
 _FAR = 40.0  # From where on the sigmoid's other side is zero, to the rounding of float64.
 
@@ -43,7 +43,7 @@ class DeepSigmoid(Univariate):
     the identity. So :math:`h_0`, what :math:`h` is with all parameters at zero, has its shifts
     spread over :math:`\pm 3`, and the remainder :math:`x - h_0` is added with a scale
     :math:`\kappa > 0` that is learnt. The remainder is bounded and increases: by Jensen's
-    inequality, the slope of :math:`h_0` lies between zero and one. Last, :math:`\epsilon = 0.001`
+    inequality, the slope of :math:`h_0` lies between zero and one. Last, :math:`\epsilon = 0.01`
     keeps every slope above it.
 
     The map covers the whole real line, with linear tails: the mixture is computed from logarithms
@@ -82,14 +82,15 @@ class DeepSigmoid(Univariate):
 
     @override
     def forward_and_ladj(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return _map(x, self._units(params))
+        y, ladj = _map(widen(x), self._units(widen(params)))
+        return y.to(x.dtype), ladj
 
     @override
     def _solve(self, y: Tensor, params: Tensor) -> Tensor:
-        units = self._units(params)
-        return solve_increasing(
-            lambda x: _map(x, units), y, bracket=self._bracket(y, units), who=self._name
-        )
+        units, target = self._units(widen(params)), widen(y)
+        bracket = self._bracket(target, units)
+        x = solve_increasing(lambda x: _map(x, units), target, bracket=bracket, who=self._name)
+        return x.to(y.dtype)
 
     def _units(self, params: Tensor) -> _Units:
         scale, shift, weight, rest = params.split([self.num_units] * 3 + [1], -2)

@@ -10,7 +10,7 @@ from typing_extensions import Unpack, override
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
-from pyro_flows.numerics import soft_bound
+from pyro_flows.numerics import soft_bound, widen
 from pyro_flows.roots import solve_increasing
 from pyro_flows.transforms.autoregressive import Autoregressive, AutoregressiveOptions
 from pyro_flows.transforms.univariate import Univariate
@@ -49,7 +49,8 @@ class SumOfSquares(Univariate):
         p_k = \sqrt{\frac{\delta}{K - 1}} \, t^{k - 1} + \dots, \qquad
         r = \epsilon + \delta \, \Bigl(1 - \frac{1}{K - 1} \sum_{k=2}^{K} t^{2 k - 2} \Bigr)
 
-    with :math:`\epsilon = 0.001` and :math:`\delta = 0.02`. So the map starts at the identity with
+    with :math:`\epsilon = 0.001` and :math:`\delta = 0.02`, or :math:`\delta = 0` for one
+    polynomial alone. So the map starts at the identity with
     polynomials that differ, and the slope never falls below :math:`\epsilon`.
 
     Args:
@@ -100,20 +101,23 @@ class SumOfSquares(Univariate):
 
     @override
     def forward_and_ladj(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        return self._map(x, *self._polynomials(params))
+        y, ladj = self._map(widen(x), *self._polynomials(widen(params)))
+        return y.to(x.dtype), ladj
 
     @override
     def _solve(self, y: Tensor, params: Tensor) -> Tensor:
-        polynomials, shift = self._polynomials(params)
-        end = torch.full_like(y, self.bound)
+        polynomials, shift = self._polynomials(widen(params))
+        target = widen(y)
+        end = torch.full_like(target, self.bound)
         edges, ladj = self._map(torch.stack([-end, end]), polynomials, shift)
         # Beyond an edge the map is linear, and both bounds become the root.
-        below, above = (y - edges) * torch.exp(-ladj)
+        below, above = (target - edges) * torch.exp(-ladj)
         low, high = below.clamp(max=0) - end, above.clamp(min=0) + end
         bracket = torch.where(above > 0, high, low), torch.where(below < 0, low, high)
-        return solve_increasing(
-            lambda x: self._map(x, polynomials, shift), y, bracket=bracket, who=self._name
+        x = solve_increasing(
+            lambda x: self._map(x, polynomials, shift), target, bracket=bracket, who=self._name
         )
+        return x.to(y.dtype)
 
     def _polynomials(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Return the coefficients by monomials, of shape ``(*, K, degree + 1, n)``, and shifts."""

@@ -11,7 +11,7 @@ from typing_extensions import override
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.nn.opaque import opaque
-from pyro_flows.numerics import soft_bound, soft_bound_slope
+from pyro_flows.numerics import soft_bound, soft_bound_slope, widen
 from pyro_flows.roots import solve_increasing
 
 
@@ -130,7 +130,9 @@ class Univariate:
 
     def _solve(self, y: Tensor, params: Tensor) -> Tensor:
         """Return the root; a subclass that knows a bracket narrows the search."""
-        return solve_increasing(lambda x: self.forward_and_ladj(x, params), y, who=self._name)
+        params = widen(params)
+        x = solve_increasing(lambda x: self.forward_and_ladj(x, params), widen(y), who=self._name)
+        return x.to(y.dtype)
 
     def slope_and_pull(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`\partial f / \partial x` and :math:`\partial f / \partial p`, detached.
@@ -206,7 +208,7 @@ class Shift(Univariate):
 
 
 def check_univariate(who: str, value: object) -> None:
-    """Refuse anything but a :class:`Univariate`."""
+    """Refuse anything but a :class:`Univariate` with parameters."""
     if not isinstance(value, Univariate):
         raise _checks.refusal(
             DomainError,
@@ -215,3 +217,4 @@ def check_univariate(who: str, value: object) -> None:
             got=_checks.describe(value),
             advice="Pass Affine(), for example, or subclass Univariate.",
         )
+    _checks.check_count(f"{who}: {value._name}", "num_params", getattr(value, "num_params", None))
