@@ -49,7 +49,35 @@ def test_vmap_over_parameters_is_loop(name):
             contracts.close(mapped, torch.stack(looped), f"{direction} under vmap")
 
 
-@pytest.mark.parametrize("name", CONDITIONAL)
+# Their search is unrolled over coordinates and steps: a minute of tracing.
+UNROLLED = (
+    "autoregressive_bend",
+    "neural_autoregressive",
+    "polynomial_autoregressive",
+    "block_neural",
+)
+
+
+@pytest.mark.parametrize("name", zoo.names(0, zoo.KINDS))
+def test_autocast_changes_nothing(name):
+    """FAULTS 7: forward and inverse would not agree under it."""
+    transform, x, _ = _case(name, 0)
+    transform, x = transform.float(), x.float()
+    for _, direction in contracts.directions(transform):
+        want = direction(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = direction(x)
+        for a, b in zip(got, want, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in UNROLLED else ())
+        for name in CONDITIONAL
+    ],
+)
 def test_traced_step_is_eager(name):
     """FAULTS 35: make_fx, gradients inside."""
     transform, x, context = _case(name, 2)

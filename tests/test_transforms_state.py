@@ -9,6 +9,7 @@ import torch
 import zoo
 
 from pyro_flows.distributions import Flow
+from pyro_flows.transforms import AffineCoupling, Sylvester
 
 CASES = zoo.rows(zoo.KINDS)
 LEARNABLE = [(name, c) for name, c in CASES if name in zoo.learnable()]
@@ -162,3 +163,39 @@ def test_one_data_tensor_trains_for_many_steps(name, c):
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_functional_state_with_another_mask_is_used():
+    """FAULTS 39: as an ensemble by ``torch.func`` has it; slices must not outlive their mask."""
+    masks = [None, [False, False, True, True], [True, False, True, False]]
+    members = [
+        zoo.randomise(contracts.Caller(AffineCoupling(4, mask=mask), "forward"), seed=seed)
+        for seed, mask in enumerate(masks)
+    ]
+    x = zoo.points(5, 4, dtype=torch.float32)
+    parameters, buffers = torch.func.stack_module_state(members)
+    for base in members:
+
+        def run(parameters, buffers, base=base):
+            return torch.func.functional_call(base, (parameters, buffers), (x,))[0]
+
+        got = torch.func.vmap(run)(parameters, buffers)
+        contracts.close(got, torch.stack([member(x)[0] for member in members]), "ensemble")
+
+
+@pytest.mark.parametrize("mask", [None, [False, True, False, True], [False, False, True, True]])
+def test_loaded_mask_is_used(mask):
+    """FAULTS 39."""
+    saved = zoo.randomise(AffineCoupling(4, mask=mask))
+    for other in (None, [False, False, True, True], [True, False, False, True]):
+        fresh = AffineCoupling(4, mask=other)
+        fresh.load_state_dict(saved.state_dict())
+        contracts.same_map(fresh, saved, zoo.points(5, 4, dtype=torch.float32), None)
+
+
+def test_loaded_direction_of_a_sylvester_transform_is_used():
+    """FAULTS 39."""
+    saved = zoo.randomise(Sylvester(4, num_hidden=2, num_reflections=0, reverse=True))
+    fresh = Sylvester(4, num_hidden=2, num_reflections=0)
+    fresh.load_state_dict(saved.state_dict())
+    contracts.same_map(fresh, saved, zoo.points(5, 4, dtype=torch.float32), None)

@@ -14,7 +14,7 @@ from pyro_flows.distributions.base import DistributionModule, Shape
 from pyro_flows.distributions.normal import StandardNormal
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.transforms import Compose, FlowTransform
-from pyro_flows.transforms.base import Root, any_float
+from pyro_flows.transforms.base import Root, any_float, full_precision
 from pyro_flows.transforms.domains import same_constraint
 
 
@@ -203,7 +203,9 @@ class Flow(DistributionModule):
         base = self.base_dist.expand(self.batch_shape)
         draw = base.rsample if self.has_rsample else base.sample
         eps = draw(torch.Size(sample_shape))
-        x, ladj, root = self.transform._forward_and_root(eps, self._context)
+        self.transform._check(eps, self._context)
+        with full_precision(eps):
+            x, ladj, root = self.transform._forward_and_root(eps, self._context)
         log_prob = self.base_dist.log_prob(eps) - ladj
         if self._keeps_draw:
             self._draw = _Draw(x, log_prob, root)
@@ -260,7 +262,8 @@ class Flow(DistributionModule):
             if draw is None or value is not draw.value:
                 return fresh.log_prob(value)
             # Its own draw came from a known point: no inverse has to search for it.
-            back = self.transform._inverse_from_root(value, fresh._context, draw.root)
+            with full_precision(value):
+                back = self.transform._inverse_from_root(value, fresh._context, draw.root)
             return fresh._pulled_back(*back)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def alternating_masks(input_dim: int, count: int) -> list[torch.Tensor]:
         return [torch.tensor([False])] * count
     masks: list[torch.Tensor] = []
     for pair in range((count + 1) // 2):
-        order = torch.randperm(input_dim, generator=torch.Generator().manual_seed(pair))
+        order = torch.randperm(
+            input_dim, generator=torch.Generator().manual_seed(pair), device="cpu"
+        )
         mask = order < input_dim // 2
         masks += [mask, ~mask]
     return masks[:count]

@@ -1,5 +1,6 @@
 """What every transform shares: shapes, checks, conditioning, and Pyro's protocol."""
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +22,13 @@ def any_float(module: nn.Module) -> Tensor | None:
             return tensor
     found = (any_float(child) for child in module._modules.values() if child is not None)
     return next((tensor for tensor in found if tensor is not None), None)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context without autocast, under which forward and inverse would not agree."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 # What a forward pass keeps for the inverse at its result: tensors, nested as the transforms are.
@@ -113,7 +121,8 @@ class FlowTransform(TransformModule, ConditionalTransform):
             ShapeError: A shape is wrong, or the context is missing or not wanted.
         """
         self._check(x, context)
-        return self._forward_and_ladj(x, context)
+        with full_precision(x):
+            return self._forward_and_ladj(x, context)
 
     def inverse_and_ladj(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Return ``x`` and :math:`\log |\det \partial x / \partial y|` in one pass.
@@ -130,7 +139,8 @@ class FlowTransform(TransformModule, ConditionalTransform):
             ShapeError: A shape is wrong, or the context is missing or not wanted.
         """
         self._check(y, context)
-        return self._inverse_and_ladj(y, context)
+        with full_precision(y):
+            return self._inverse_and_ladj(y, context)
 
     def _check(self, points: Tensor, context: Tensor | None) -> None:
         _checks.check_points(self._name, "points", points, self.input_dim)

@@ -47,9 +47,10 @@ class Coupling(FlowTransform):
         mask: True for the coordinates :math:`A` to keep, of shape ``(input_dim,)``; the first half
             if not given. Where none is kept, the parameters depend on the context alone.
         conditioner: A network that is called with what is kept, of shape ``(*, |A|)`` (for angles
-            their cosines and sines, of shape ``(*, 2 |A|)``), and the context, and returns the
-            parameters of shape ``(*, K |B|)``, the ones of a kind side by side. The identity is
-            where they are zero. A fully connected one of the following sizes if not given.
+            their cosines and sines, of shape ``(*, 2 |A|)``), and the context, if there is one,
+            and returns the parameters of shape ``(*, K |B|)``, the ones of a kind side by side.
+            The identity is where they are zero. A fully connected one of the following sizes if
+            not given.
         hidden_dims: Widths of the conditioner's hidden layers.
         context_dim: Number of entries of the context; zero for none.
         activation: Name of the conditioner's activation.
@@ -129,9 +130,10 @@ class Coupling(FlowTransform):
 
     def _params(self, kept: Tensor, context: Tensor | None) -> Tensor:
         """Return the parameters, of shape ``(*, K, |B|)``."""
-        flat = self.conditioner(self.univariate.features(kept), context)
+        seen = self.univariate.features(kept)
+        flat = self.conditioner(seen) if context is None else self.conditioner(seen, context)
         sizes = self.univariate.num_params, self.input_dim - self.num_kept
-        if flat.shape[-1] != sizes[0] * sizes[1]:
+        if not isinstance(flat, Tensor) or flat.shape[-1] != sizes[0] * sizes[1]:
             raise _checks.refusal(
                 ShapeError,
                 self._name,
@@ -166,23 +168,40 @@ class Coupling(FlowTransform):
         last = first[self.input_dim - self.num_kept :] + first[: self.input_dim - self.num_kept]
         order = self.order.tolist()
         self._keeps = "first" if order == first else "last" if order == last else "scattered"
+        self._noted = id(self.order)
+
+    @property
+    def _kept(self) -> str:
+        # A buffer that was put in its place, as torch.func.functional_call does, goes unnoted.
+        return self._keeps if id(self.order) == self._noted else "scattered"
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._note_order()
 
+    def _apply(self, *args: Any, **kwargs: Any) -> "Coupling":
+        super()._apply(*args, **kwargs)
+        self._noted = id(self.order)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._noted = id(self.order)
+
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self._keeps == "last":
-            moved, kept = x.tensor_split([self.input_dim - self.num_kept], -1)
-            return kept, moved
-        if self._keeps == "scattered":
+        kept = self._kept
+        if kept == "last":
+            moved, rest = x.tensor_split([self.input_dim - self.num_kept], -1)
+            return rest, moved
+        if kept == "scattered":
             x = x.index_select(-1, self.order)
         return x[..., : self.num_kept], x[..., self.num_kept :]
 
     def _join(self, kept: Tensor, moved: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
+        where = self._kept
         kept = kept.expand(*moved.shape[:-1], -1)
-        joined = torch.cat([moved, kept] if self._keeps == "last" else [kept, moved], -1)
-        if self._keeps == "scattered":
+        joined = torch.cat([moved, kept] if where == "last" else [kept, moved], -1)
+        if where == "scattered":
             joined = joined.index_select(-1, self.inverse_order)
         return joined, widen(ladj).sum(-1).expand(joined.shape[:-1])
 

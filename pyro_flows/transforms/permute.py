@@ -44,7 +44,8 @@ class Permute(FlowTransform):
     @classmethod
     def random(cls, input_dim: int, *, seed: int) -> "Permute":
         """Return a permutation that depends on ``input_dim`` and ``seed`` alone."""
-        return cls(torch.randperm(input_dim, generator=torch.Generator().manual_seed(seed)))
+        generator = torch.Generator().manual_seed(seed)
+        return cls(torch.randperm(input_dim, generator=generator, device="cpu"))
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return x.index_select(-1, self.permutation), zero_ladj(x)
