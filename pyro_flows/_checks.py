@@ -52,7 +52,7 @@ def check_counts(who: str, name: str, values: Iterable[Any]) -> tuple[int, ...]:
             who,
             expected=f"{name} to be a sequence of integers >= 1",
             got=describe(values),
-            advice=f"Pass {name}=(64, 64), for example.",
+            advice=f"Pass a tuple for {name}.",
         )
     return tuple(check_count(who, f"each of {name}", value) for value in values)
 

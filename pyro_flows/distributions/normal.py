@@ -40,7 +40,7 @@ class StandardNormal(BaseDistribution):
 class DiagonalNormal(BaseDistribution):
     r"""A normal distribution with a trained location and scale of each coordinate.
 
-    .. math:: \log p(x) = -\sum_i \tfrac12 z_i^2 + s_i + \tfrac12 \log 2\pi, \qquad
+    .. math:: \log p(x) = -\sum_i \bigl(\tfrac12 z_i^2 + s_i + \tfrac12 \log 2\pi\bigr), \qquad
         z = e^{-s} \odot (x - m)
 
     The parameters :math:`m` (``loc``) and :math:`s` (``log_scale``) start at zero.

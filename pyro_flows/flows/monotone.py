@@ -63,6 +63,8 @@ def nsf(
     """
     check_options("nsf", input_dim, num_transforms, context_dim, activation)
     _checks.check_choice("nsf", "kind", kind, ("autoregressive", "coupling"))
+    _checks.check_choice("nsf", "one_pass", one_pass, _ONE_PASS)
+    _checks.check_positive("nsf", "bound", bound)
     options: dict[str, Any] = {
         "count_bins": count_bins,
         "bound": bound,
@@ -89,6 +91,8 @@ def naf(
     activation: str = "silu",
 ) -> Flow:
     """Build a neural autoregressive flow, of a small monotone network for each coordinate.
+
+    More than two transforms fit small data so closely that points just outside may score low.
 
     Args:
         input_dim: Number of coordinates.

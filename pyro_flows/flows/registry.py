@@ -8,11 +8,18 @@ from pyro_flows.flows.coupling import nice, realnvp
 from pyro_flows.flows.monotone import bnaf, naf, nsf, sospf
 from pyro_flows.flows.residual import planar, radial, sylvester
 
-_COUPLINGS = (nice, realnvp)
-_AUTOREGRESSIVE = (bnaf, iaf, maf, naf, nsf, sospf)
-_RESIDUAL = (planar, radial, sylvester)
 _RECIPES: dict[str, Recipe] = {
-    recipe.__name__: recipe for recipe in (*_COUPLINGS, *_AUTOREGRESSIVE, *_RESIDUAL)
+    "bnaf": bnaf,
+    "iaf": iaf,
+    "maf": maf,
+    "naf": naf,
+    "nice": nice,
+    "nsf": nsf,
+    "planar": planar,
+    "radial": radial,
+    "realnvp": realnvp,
+    "sospf": sospf,
+    "sylvester": sylvester,
 }
 _BUILT_IN = frozenset(_RECIPES)
 

@@ -11,7 +11,7 @@ from pyro_flows import _checks
 from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.transforms.affine import ElementwiseAffine
 from pyro_flows.transforms.base import FlowTransform
-from pyro_flows.transforms.compose import Compose, Inverse
+from pyro_flows.transforms.compose import Compose, Inverse, check_transform
 from pyro_flows.transforms.image import Pixelwise, check_image_shape
 from pyro_flows.transforms.multiscale import Partial
 
@@ -184,6 +184,7 @@ def initialise_from_data(
         True
     """
     _checks.check_choice("initialise_from_data", "direction", direction, tuple(_OTHER))
+    check_transform("initialise_from_data", transform)
     transform._check(points, context)
     _pass(transform, points, context, direction)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, cast
 
+from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_flows import _checks
@@ -23,6 +24,32 @@ def check_transform(who: str, value: object) -> None:
             got=_checks.describe(value),
             advice="Subclass FlowTransform to bring a transform of your own.",
         )
+
+
+def as_transforms(who: str, values: Iterable[FlowTransform]) -> list[FlowTransform]:
+    """Return a sequence of transforms as a list."""
+    if not isinstance(values, Iterable):
+        raise _checks.refusal(
+            DomainError,
+            who,
+            expected="a sequence of transforms",
+            got=_checks.describe(values),
+            advice="Put it into a list.",
+        )
+    return list(values)
+
+
+def check_real(who: str, transform: FlowTransform) -> None:
+    """Refuse a transform whose domain or codomain is less than all real vectors."""
+    for where in (transform.domain, transform.codomain):
+        if not same_constraint(where, constraints.real_vector):
+            raise _checks.refusal(
+                DomainError,
+                who,
+                expected="a transform of real vectors",
+                got=f"{type(transform).__name__} over {where}",
+                advice="Transform all coordinates of a bounded kind together.",
+            )
 
 
 class Compose(FlowTransform):
@@ -48,7 +75,7 @@ class Compose(FlowTransform):
     """
 
     def __init__(self, parts: Iterable[FlowTransform]) -> None:
-        parts = list(parts)
+        parts = as_transforms(type(self).__name__, parts)
         self._check_parts(parts)
         super().__init__(parts[0].input_dim, context_dim=max(part.context_dim for part in parts))
         self.parts = nn.ModuleList(parts)

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_flows import _checks
 from pyro_flows.errors import ShapeError
 from pyro_flows.transforms.base import FlowTransform
-from pyro_flows.transforms.compose import check_transform
+from pyro_flows.transforms.compose import check_real, check_transform
 from pyro_flows.transforms.linear import LULinear
 from pyro_flows.transforms.permute import Permute
 
@@ -38,7 +38,8 @@ class Pixelwise(FlowTransform):
         image_shape: ``(C, H, W)``; points are flat, of ``C * H * W`` coordinates.
 
     Raises:
-        DomainError: ``transform`` is not a :class:`FlowTransform`, or a size is not possible.
+        DomainError: ``transform`` is not a :class:`FlowTransform` of real vectors, or a size is
+            not possible.
         ShapeError: ``transform`` is not of ``C`` coordinates.
 
     Example:
@@ -52,6 +53,7 @@ class Pixelwise(FlowTransform):
     def __init__(self, transform: FlowTransform, image_shape: Sequence[int]) -> None:
         who = type(self).__name__
         check_transform(who, transform)
+        check_real(who, transform)
         shape = check_image_shape(who, image_shape)
         if transform.input_dim != shape[0]:
             raise _checks.refusal(

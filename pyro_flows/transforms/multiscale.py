@@ -8,7 +8,7 @@ from torch import Tensor
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.transforms.base import FlowTransform
-from pyro_flows.transforms.compose import Compose, check_transform
+from pyro_flows.transforms.compose import Compose, as_transforms, check_real, check_transform
 
 
 class Partial(FlowTransform):
@@ -21,8 +21,8 @@ class Partial(FlowTransform):
         input_dim: Number of all coordinates, at least :math:`d`.
 
     Raises:
-        DomainError: ``transform`` is not a :class:`FlowTransform`, or ``input_dim`` is not a
-            positive integer.
+        DomainError: ``transform`` is not a :class:`FlowTransform` of real vectors, or
+            ``input_dim`` is not a positive integer.
         ShapeError: ``input_dim`` is less than that of ``transform``.
 
     Example:
@@ -34,6 +34,7 @@ class Partial(FlowTransform):
 
     def __init__(self, transform: FlowTransform, input_dim: int) -> None:
         check_transform(type(self).__name__, transform)
+        check_real(type(self).__name__, transform)
         super().__init__(input_dim, context_dim=transform.context_dim)
         if self.input_dim < transform.input_dim:
             raise _checks.refusal(
@@ -102,8 +103,8 @@ class MultiScale(Compose):
     """
 
     def __init__(self, levels: Iterable[FlowTransform]) -> None:
-        levels = list(levels)
         who = type(self).__name__
+        levels = as_transforms(who, levels)
         if not levels:
             raise _checks.refusal(
                 DomainError, who, expected="at least one level", got="an empty list"
