@@ -13,7 +13,7 @@ from pyro_flows.errors import DomainError
 from pyro_flows.nn import MaskedNet
 from pyro_flows.numerics import widen
 from pyro_flows.transforms.base import FlowTransform, Root
-from pyro_flows.transforms.univariate import Affine, Univariate, check_univariate
+from pyro_flows.transforms.univariate import Affine, Univariate, UnivariateTransform
 
 
 class AutoregressiveOptions(TypedDict, total=False):
@@ -25,7 +25,7 @@ class AutoregressiveOptions(TypedDict, total=False):
     activation: str
 
 
-class Autoregressive(FlowTransform):
+class Autoregressive(UnivariateTransform):
     r"""Map each coordinate with parameters that are functions of the coordinates before it.
 
     .. math:: y_i = f(x_i;\, p_i(x_{<i}, c)), \qquad
@@ -73,9 +73,7 @@ class Autoregressive(FlowTransform):
         context_dim: int = 0,
         activation: str = "silu",
     ) -> None:
-        super().__init__(input_dim, context_dim=context_dim)
-        self.univariate = self._check_univariate(univariate)
-        self.inverse_kind = univariate.inverse_kind  # type: ignore[misc]
+        super().__init__(univariate, input_dim, context_dim=context_dim)
         register_order(self, order)
         self.conditioner = MaskedNet(
             input_dim,
@@ -85,17 +83,16 @@ class Autoregressive(FlowTransform):
             activation=activation,
         )
 
-    def _check_univariate(self, univariate: Univariate) -> Univariate:
-        check_univariate(self._name, univariate)
-        if univariate.domain is not constraints.real:
+    def _check_univariate(self, value: Univariate) -> None:
+        super()._check_univariate(value)
+        if value.domain is not constraints.real:
             raise _checks.refusal(
                 DomainError,
                 self._name,
                 expected="a map of the whole real line",
-                got=f"{univariate!r}, over {univariate.domain}",
+                got=f"{value!r}, over {value.domain}",
                 advice="Use a Coupling, whose network sees angles by their sine and cosine.",
             )
-        return univariate
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x = reorder(x, self.order)

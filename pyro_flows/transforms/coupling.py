@@ -11,13 +11,12 @@ from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.nn import DenseNet
 from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import FlowTransform, Root
-from pyro_flows.transforms.domains import on_vectors
+from pyro_flows.transforms.base import Root
 from pyro_flows.transforms.univariate import (
     Affine,
     Shift,
     Univariate,
-    check_univariate,
+    UnivariateTransform,
 )
 
 Mask = Sequence[bool] | Tensor
@@ -33,7 +32,7 @@ class CouplingOptions(TypedDict, total=False):
     activation: str
 
 
-class Coupling(FlowTransform):
+class Coupling(UnivariateTransform):
     r"""Map some coordinates with parameters that are functions of the others.
 
     .. math:: y_A = x_A, \quad y_j = f(x_j;\, p_j(x_A, c)) \text{ for } j \in B, \qquad
@@ -85,10 +84,7 @@ class Coupling(FlowTransform):
         context_dim: int = 0,
         activation: str = "silu",
     ) -> None:
-        super().__init__(input_dim, context_dim=context_dim)
-        check_univariate(self._name, univariate)
-        self.univariate = univariate
-        self.inverse_kind = univariate.inverse_kind  # type: ignore[misc]
+        super().__init__(univariate, input_dim, context_dim=context_dim)
         keep = self._as_mask(mask)
         order = torch.cat([keep.nonzero().flatten(), (~keep).nonzero().flatten()])
         self.num_kept = int(keep.sum())
@@ -102,16 +98,6 @@ class Coupling(FlowTransform):
             context_dim=context_dim,
             activation=activation,
         )
-
-    @property
-    def domain(self) -> Any:  # type: ignore[override]
-        """Where ``x`` lies."""
-        return on_vectors(self.univariate.domain)
-
-    @property
-    def codomain(self) -> Any:  # type: ignore[override]
-        """Where ``y`` lies."""
-        return on_vectors(self.univariate.codomain)
 
     def _as_mask(self, mask: Mask | None) -> Tensor:
         if mask is None:

@@ -1,15 +1,14 @@
 """Element-wise transforms: every coordinate on its own."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from torch import Tensor
 
 from pyro_flows.nn import DenseNet
 from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import FlowTransform, Root
-from pyro_flows.transforms.domains import on_vectors
-from pyro_flows.transforms.univariate import Univariate, check_univariate
+from pyro_flows.transforms.base import Root
+from pyro_flows.transforms.univariate import Univariate, UnivariateTransform
 
 
 class ElementwiseOptions(TypedDict, total=False):
@@ -20,7 +19,7 @@ class ElementwiseOptions(TypedDict, total=False):
     activation: str
 
 
-class Elementwise(FlowTransform):
+class Elementwise(UnivariateTransform):
     r"""Map each coordinate with free parameters, or with functions of the context.
 
     .. math:: y_i = f(x_i;\, p_i(c)), \qquad \log |\det J| = \sum_i \log f'(x_i;\, p_i)
@@ -51,10 +50,7 @@ class Elementwise(FlowTransform):
         context_dim: int = 0,
         activation: str = "silu",
     ) -> None:
-        super().__init__(input_dim, context_dim=context_dim)
-        check_univariate(self._name, univariate)
-        self.univariate = univariate
-        self.inverse_kind = univariate.inverse_kind  # type: ignore[misc]
+        super().__init__(univariate, input_dim, context_dim=context_dim)
         self.conditioner = DenseNet(
             0,
             univariate.num_params * input_dim,
@@ -62,16 +58,6 @@ class Elementwise(FlowTransform):
             context_dim=context_dim,
             activation=activation,
         )
-
-    @property
-    def domain(self) -> Any:  # type: ignore[override]
-        """Where ``x`` lies."""
-        return on_vectors(self.univariate.domain)
-
-    @property
-    def codomain(self) -> Any:  # type: ignore[override]
-        """Where ``y`` lies."""
-        return on_vectors(self.univariate.codomain)
 
     def _params(self, context: Tensor | None) -> Tensor:
         flat = self.conditioner(None, context)

@@ -13,6 +13,8 @@ from pyro_flows.errors import DomainError
 from pyro_flows.nn.opaque import opaque
 from pyro_flows.numerics import soft_bound, soft_bound_slope, widen
 from pyro_flows.roots import solve_increasing
+from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.domains import on_vectors
 
 
 class Univariate:
@@ -207,14 +209,42 @@ class Shift(Univariate):
         return x, torch.zeros_like(x)
 
 
-def check_univariate(who: str, value: object) -> None:
-    """Refuse anything but a :class:`Univariate` with parameters."""
-    if not isinstance(value, Univariate):
-        raise _checks.refusal(
-            DomainError,
-            who,
-            expected="a Univariate map",
-            got=_checks.describe(value),
-            advice="Pass Affine(), for example, or subclass Univariate.",
-        )
-    _checks.check_count(f"{who}: {value._name}", "num_params", getattr(value, "num_params", None))
+class UnivariateTransform(FlowTransform):
+    """What transforms that map each coordinate by a :class:`Univariate` share.
+
+    Args:
+        univariate: The map.
+        input_dim: Number of coordinates.
+        context_dim: Number of entries of the context; zero for none.
+
+    Raises:
+        DomainError: ``univariate`` is no such map, or a size is not a positive integer.
+    """
+
+    def __init__(self, univariate: Univariate, input_dim: int, *, context_dim: int) -> None:
+        super().__init__(input_dim, context_dim=context_dim)
+        self._check_univariate(univariate)
+        self.univariate = univariate
+        self.inverse_kind = univariate.inverse_kind  # type: ignore[misc]
+
+    def _check_univariate(self, value: Univariate) -> None:
+        if not isinstance(value, Univariate):
+            raise _checks.refusal(
+                DomainError,
+                self._name,
+                expected="a Univariate map",
+                got=_checks.describe(value),
+                advice="Pass Affine(), for example, or subclass Univariate.",
+            )
+        who = f"{self._name}: {value._name}"
+        _checks.check_count(who, "num_params", getattr(value, "num_params", None))
+
+    @property
+    def domain(self) -> Any:  # type: ignore[override]
+        """Where ``x`` lies."""
+        return on_vectors(self.univariate.domain)
+
+    @property
+    def codomain(self) -> Any:  # type: ignore[override]
+        """Where ``y`` lies."""
+        return on_vectors(self.univariate.codomain)
