@@ -1,7 +1,7 @@
 """Polynomial flows: each coordinate is mapped by the integral of a sum of squares."""
 
 from dataclasses import dataclass
-from functools import cache
+from typing import ClassVar
 
 import torch
 from numpy.polynomial import legendre
@@ -19,14 +19,12 @@ _LEAST_SLOPE = 1e-3
 _SHARE = 0.02  # Of the slope at the start, what is left to all polynomials but the first.
 
 
-@cache
 def _quadrature(degree: int) -> tuple[list[float], list[float]]:
     """Return nodes and weights on [0, 1] that integrate squares of that degree exactly."""
     nodes, weights = legendre.leggauss(degree + 1)
     return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
 
 
-@cache
 def _monomials(degree: int) -> list[list[float]]:
     """Return Legendre's polynomials by their monomials, one a row."""
     rows = [legendre.leg2poly([0.0] * n + [1.0]).tolist() for n in range(degree + 1)]
@@ -79,6 +77,8 @@ class SumOfSquares(Univariate):
     num_polynomials: int = 2
     bound: float = 4.0
     coefficient_bound: float = 1.0
+    _monomials: ClassVar[list[list[float]]]
+    _nodes_and_weights: ClassVar[tuple[list[float], list[float]]]
 
     def __post_init__(self) -> None:
         _checks.check_count(self._name, "degree", self.degree)
@@ -93,6 +93,9 @@ class SumOfSquares(Univariate):
                 got=f"num_polynomials={self.num_polynomials}",
                 advice="Raise the degree: more squares add nothing.",
             )
+        # Constants, not options: torch.compile reads them, but not what would compute them.
+        object.__setattr__(self, "_monomials", _monomials(self.degree))
+        object.__setattr__(self, "_nodes_and_weights", _quadrature(self.degree))
 
     @property
     def num_params(self) -> int:  # type: ignore[override]
@@ -124,7 +127,7 @@ class SumOfSquares(Univariate):
         raw, shift = params[..., :-1, :], params[..., -1, :]
         coefficients = soft_bound(raw, self.coefficient_bound)
         coefficients = coefficients.unflatten(-2, (self.num_polynomials, self.degree + 1))
-        to_monomials = params.new_tensor(_monomials(self.degree)).T
+        to_monomials = params.new_tensor(self._monomials).T
         return to_monomials @ coefficients + params.new_tensor(self._first())[..., None], shift
 
     @property
@@ -141,7 +144,7 @@ class SumOfSquares(Univariate):
         ]
 
     def _map(self, x: Tensor, polynomials: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        nodes, weights = _quadrature(self.degree)
+        nodes, weights = self._nodes_and_weights
         t = (x / self.bound).clamp(-1, 1)
         # The last point is t itself, where only the slope is wanted.
         points = t[..., None, :] * x.new_tensor([*nodes, 1.0])[:, None]
