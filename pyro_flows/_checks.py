@@ -23,6 +23,17 @@ def refusal(
     return error(f"{message} {advice}" if advice else message)
 
 
+def second_derivative(who: str, *, of: str, advice: str) -> FlowError:
+    """Word the refusal to differentiate once more what has one derivative only."""
+    return refusal(
+        DomainError,
+        who,
+        expected=f"no more than the first derivative of its {of}",
+        got="a second one",
+        advice=advice,
+    )
+
+
 def describe(value: object) -> str:
     """Name a value's kind and shape, for the *got* half of a message."""
     if isinstance(value, Tensor):

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from pyro_flows import _checks
 from pyro_flows.distributions.base import BaseDistribution
-from pyro_flows.errors import DomainError
 from pyro_flows.numerics import LOG_SQRT_TAU, widen
 
 # The spread of the locations at the start, of a mixture of unit variance.
@@ -142,11 +141,9 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        raise _checks.refusal(
-            DomainError,
+        raise _checks.second_derivative(
             "GaussianMixture",
-            expected="no more than the first derivative of its draws",
-            got="a second one",
+            of="draws",
             advice="Take second derivatives of the log-density, at detached points.",
         )
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pyro_flows import _checks
-from pyro_flows.errors import DomainError
 from pyro_flows.nn.block_layers import (
     HiddenWeights,
     OutputWeights,
@@ -252,10 +251,8 @@ class _TransposedSolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        raise _checks.refusal(
-            DomainError,
+        raise _checks.second_derivative(
             "BlockNet",
-            expected="no more than the first derivative of its inverse",
-            got="a second one",
+            of="inverse",
             advice="Take second derivatives through the other direction, which has all of them.",
         )

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from pyro_flows import _checks
-from pyro_flows.errors import DomainError
 from pyro_flows.nn.activations import ACTIVATIONS
 from pyro_flows.nn.opaque import opaque
 from pyro_flows.nn.walk import Walk
@@ -123,11 +122,9 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        raise _checks.refusal(
-            DomainError,
+        raise _checks.second_derivative(
             "MaskedNet",
-            expected="no more than the first derivative of its inverse",
-            got="a second one",
+            of="inverse",
             advice="Take second derivatives through the other direction, which has all of them.",
         )
 

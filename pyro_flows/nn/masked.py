@@ -174,7 +174,8 @@ class MaskedNet(nn.Module):
         Returns:
             ``x``, and the ladj of each coordinate's inverse, of shape ``(*, input_dim)``.
         """
-        shift = y.new_zeros(1) if self.from_context is None else self.from_context(context)
+        own = None if self.from_context is None else self.from_context(context)
+        shift = y.new_zeros(1) if own is None else own
         batch = torch.broadcast_shapes(y.shape[:-1], shift.shape[:-1])
         rows = [y.expand(*batch, -1), shift.expand(*batch, -1)]
         weights = self._weights()
@@ -185,7 +186,8 @@ class MaskedNet(nn.Module):
             x = root.expand(*batch, -1)
         if root is not None or torch.is_grad_enabled():
             x = attach_gradient(x, rows, weights, self._walk, element)
-            ladj = -element.forward_and_ladj(x, self(x, context))[1]
+            params = self._walk.unflatten(pre_activations(x, own, weights, self.activation)[-1])
+            ladj = -element.forward_and_ladj(x, params)[1]
         return x, ladj
 
     def _search(

@@ -16,7 +16,28 @@ from pyro_flows.transforms.base import FlowTransform
 _LOG_SCALE_BOUND = 3.0
 
 
-class _LocatedAffine(FlowTransform):
+class MovedAffine(FlowTransform):
+    """An affine map with a shift and log-scales that start at zero, and that a context moves."""
+
+    def _own_moves(self, like: Tensor, hidden_dims: Sequence[int]) -> None:
+        """Create the parameters, of the shape, the dtype and the device of ``like``."""
+        self.loc = nn.Parameter(torch.zeros_like(like))
+        self.log_scale = nn.Parameter(torch.zeros_like(like))
+        self.conditioner = None
+        if self.context_dim:
+            net = DenseNet(
+                0, 2 * self.input_dim, context_dim=self.context_dim, hidden_dims=hidden_dims
+            )
+            self.conditioner = net.to(like)
+
+    def _loc_and_log_scale(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.conditioner is None:
+            return self.loc, self.log_scale
+        loc, raw = self.conditioner(None, context).chunk(2, -1)
+        return self.loc + loc, self.log_scale + soft_bound(raw, _LOG_SCALE_BOUND)
+
+
+class _LocatedAffine(MovedAffine):
     """An affine map whose parameters move relative to a fixed location and a fixed scale.
 
     The location and the scale are buffers; the parameters start at zero, so that a step of an
@@ -47,22 +68,10 @@ class _LocatedAffine(FlowTransform):
         like = next((given for given in (scale, loc) if given is not None), unit)
         self.register_buffer("fixed_loc", torch.zeros(input_dim).to(like) if loc is None else loc)
         self.register_buffer("fixed_scale", unit.to(like) if scale is None else scale)
-        self.loc = nn.Parameter(torch.zeros_like(self.fixed_loc))
-        self.log_scale = nn.Parameter(torch.zeros_like(self.fixed_loc))
-        self.conditioner = (
-            DenseNet(0, 2 * input_dim, context_dim=context_dim, hidden_dims=hidden_dims).to(like)
-            if context_dim
-            else None
-        )
+        self._own_moves(self.fixed_loc, hidden_dims)
 
     def _unit_scale(self) -> Tensor:
         raise NotImplementedError
-
-    def _loc_and_log_scale(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.conditioner is None:
-            return self.loc, self.log_scale
-        loc, raw = self.conditioner(None, context).chunk(2, -1)
-        return self.loc + loc, self.log_scale + soft_bound(raw, _LOG_SCALE_BOUND)
 
     def _ladj(self, log_scale: Tensor, fixed_diagonal: Tensor, batch: torch.Size) -> Tensor:
         return (widen(log_scale) + widen(fixed_diagonal).log()).sum(-1).expand(batch)

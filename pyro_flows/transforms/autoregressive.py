@@ -94,16 +94,10 @@ class Autoregressive(UnivariateTransform):
                 advice="Use a Coupling, whose network sees angles by their sine and cosine.",
             )
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
         x = reorder(x, self.order)
         y, ladj = self.univariate.forward_and_ladj(x, self.conditioner(x, context))
-        return reorder(y, self.inverse_order), widen(ladj).sum(-1)
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._inverse_from_root(y, context, None)
-
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
-        return *self._forward_and_ladj(x, context), reorder(x, self.order).detach()
+        return reorder(y, self.inverse_order), widen(ladj).sum(-1), x.detach()
 
     def _inverse_from_root(
         self, y: Tensor, context: Tensor | None, root: Root

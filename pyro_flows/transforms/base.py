@@ -207,6 +207,20 @@ class FlowTransform(TransformModule, ConditionalTransform):
         return {**super().__getstate__(), "_inv": None}
 
 
+class RootedTransform(FlowTransform):
+    """A transform whose forward pass keeps what spares the inverse at its result a search.
+
+    A subclass writes ``_forward_and_root`` and ``_inverse_from_root``, which searches where the
+    root is none.
+    """
+
+    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._forward_and_root(x, context)[:2]
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._inverse_from_root(y, context, None)
+
+
 class Conditioned(torch.distributions.Transform):
     """A transform with its context fixed; its batch shape is that of the context.
 

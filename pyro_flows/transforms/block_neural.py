@@ -6,10 +6,10 @@ from torch import Tensor
 
 from pyro_flows.nn.block import BlockNet
 from pyro_flows.transforms.autoregressive import register_order, reorder
-from pyro_flows.transforms.base import FlowTransform, Root
+from pyro_flows.transforms.base import Root, RootedTransform
 
 
-class BlockNeuralAutoregressive(FlowTransform):
+class BlockNeuralAutoregressive(RootedTransform):
     r"""Map each coordinate by a monotone network whose weights are those of one network for all.
 
     Each coordinate owns a block of units in every layer. From one block of a coordinate to its
@@ -97,15 +97,10 @@ class BlockNeuralAutoregressive(FlowTransform):
             log_scale_bound=log_scale_bound,
         )
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        y, log_slope = self.conditioner(reorder(x, self.order), context)
-        return reorder(y, self.inverse_order), log_slope.sum(-1)
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._inverse_from_root(y, context, None)
-
     def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
-        return *self._forward_and_ladj(x, context), reorder(x, self.order).detach()
+        x = reorder(x, self.order)
+        y, log_slope = self.conditioner(x, context)
+        return reorder(y, self.inverse_order), log_slope.sum(-1), x.detach()
 
     def _inverse_from_root(
         self, y: Tensor, context: Tensor | None, root: Root

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import FlowTransform, Root
+from pyro_flows.transforms.base import FlowTransform, Root, RootedTransform
 from pyro_flows.transforms.domains import same_constraint
 
 
@@ -52,7 +52,7 @@ def check_real(who: str, transform: FlowTransform) -> None:
             )
 
 
-class Compose(FlowTransform):
+class Compose(RootedTransform):
     r"""Chain transforms, the first one acting first: :math:`y = (f_n \circ \dots \circ f_1)(x)`.
 
     The context goes to every part that takes one; the parts that do agree on its size.
@@ -120,20 +120,6 @@ class Compose(FlowTransform):
         """Where ``y`` lies."""
         return self._ordered[-1].codomain
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = widen(x.new_zeros(()))
-        for part in self._ordered:
-            x, ladj = part._forward_and_ladj(x, context if part.context_dim else None)
-            total = total + ladj
-        return x, total
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = widen(y.new_zeros(()))
-        for part in reversed(self._ordered):
-            y, ladj = part._inverse_and_ladj(y, context if part.context_dim else None)
-            total = total + ladj
-        return y, total
-
     def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
         total, roots = widen(x.new_zeros(())), []
         for part in self._ordered:
@@ -145,8 +131,9 @@ class Compose(FlowTransform):
     def _inverse_from_root(
         self, y: Tensor, context: Tensor | None, root: Root
     ) -> tuple[Tensor, Tensor]:
-        total = widen(y.new_zeros(()))
-        for part, own in zip(reversed(self._ordered), reversed(root), strict=True):
+        total, parts = widen(y.new_zeros(())), self._ordered
+        roots = [None] * len(parts) if root is None else root
+        for part, own in zip(reversed(parts), reversed(roots), strict=True):
             y, ladj = part._inverse_from_root(y, context if part.context_dim else None, own)
             total = total + ladj
         return y, total

@@ -129,17 +129,11 @@ class Coupling(UnivariateTransform):
             )
         return flat.unflatten(-1, sizes)
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
         kept, moved = self._split(x)
         params = self._params(kept, context)
-        return self._join(kept, *self.univariate.forward_and_ladj(moved, params))
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._inverse_from_root(y, context, None)
-
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
-        root = self._split(x)[1].detach() if self.inverse_kind == "numerical" else None
-        return *self._forward_and_ladj(x, context), root
+        root = moved.detach() if self.inverse_kind == "numerical" else None
+        return *self._join(kept, *self.univariate.forward_and_ladj(moved, params)), root
 
     def _inverse_from_root(
         self, y: Tensor, context: Tensor | None, root: Root

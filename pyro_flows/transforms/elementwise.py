@@ -63,16 +63,10 @@ class Elementwise(UnivariateTransform):
         flat = self.conditioner(None, context)
         return flat.unflatten(-1, (self.univariate.num_params, self.input_dim))
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        y, ladj = self.univariate.forward_and_ladj(x, self._params(context))
-        return y, widen(ladj).sum(-1).expand(y.shape[:-1])
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._inverse_from_root(y, context, None)
-
     def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+        y, ladj = self.univariate.forward_and_ladj(x, self._params(context))
         root = x.detach() if self.inverse_kind == "numerical" else None
-        return *self._forward_and_ladj(x, context), root
+        return y, widen(ladj).sum(-1).expand(y.shape[:-1]), root
 
     def _inverse_from_root(
         self, y: Tensor, context: Tensor | None, root: Root

@@ -8,13 +8,10 @@ from torch.nn import functional
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
-from pyro_flows.nn import DenseNet
 from pyro_flows.nn.orthogonal import householder_matrix
-from pyro_flows.numerics import soft_bound, solve_rows, widen, zero_ladj
+from pyro_flows.numerics import solve_rows, widen, zero_ladj
+from pyro_flows.transforms.affine import MovedAffine
 from pyro_flows.transforms.base import FlowTransform
-
-# Largest change of a log-scale that a context can make.
-_LOG_SCALE_BOUND = 3.0
 
 
 def _unit_triangle(raw: Tensor, *, upper: bool) -> Tensor:
@@ -23,7 +20,7 @@ def _unit_triangle(raw: Tensor, *, upper: bool) -> Tensor:
     return (raw.triu(1) if upper else raw.tril(-1)) + eye
 
 
-class _Factored(FlowTransform):
+class _Factored(MovedAffine):
     """A map ``y = A U (g * x) + m``: ``U`` unit upper-triangular, ``A`` written by a subclass.
 
     Forwards, the factors are multiplied first, as there are more points than coordinates.
@@ -36,15 +33,9 @@ class _Factored(FlowTransform):
 
     def __init__(self, input_dim: int, *, context_dim: int, hidden_dims: Sequence[int]) -> None:
         super().__init__(input_dim, context_dim=context_dim)
-        self.loc = nn.Parameter(torch.zeros(self.input_dim))
-        self.log_scale = nn.Parameter(torch.zeros(self.input_dim))
+        self._own_moves(torch.zeros(self.input_dim), hidden_dims)
         self._own_triangle("upper")
         self.register_buffer("signs", torch.ones(self.input_dim))
-        self.conditioner = (
-            DenseNet(0, 2 * self.input_dim, context_dim=context_dim, hidden_dims=hidden_dims)
-            if context_dim
-            else None
-        )
 
     def _own_triangle(self, name: str) -> None:
         triangle = torch.zeros(self.input_dim, self.input_dim)
@@ -61,12 +52,6 @@ class _Factored(FlowTransform):
     def _undo_factor(self, rows: Tensor) -> Tensor:
         """Return the inverse of ``A`` times each row."""
         raise NotImplementedError
-
-    def _loc_and_log_scale(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.conditioner is None:
-            return self.loc, self.log_scale
-        loc, raw = self.conditioner(None, context).chunk(2, -1)
-        return self.loc + loc, self.log_scale + soft_bound(raw, _LOG_SCALE_BOUND)
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         loc, log_scale = self._loc_and_log_scale(context)

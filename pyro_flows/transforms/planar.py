@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from pyro_flows.nn import DenseNet
 from pyro_flows.numerics import above_minus_one, log_bend_slope, solve_bend
-from pyro_flows.transforms.base import FlowTransform, Root
+from pyro_flows.transforms.base import Root, RootedTransform
 
 
-class Planar(FlowTransform):
+class Planar(RootedTransform):
     r"""Bend the space along one direction.
 
     .. math:: y = x + \hat u \tanh(w^\top x + b), \qquad
@@ -74,16 +74,10 @@ class Planar(FlowTransform):
         u_hat = u + ((bounded - a) / norm_square)[..., None] * w
         return w, u_hat, b, bounded
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
         w, u_hat, b, bend = self._params(context)
         bent = torch.tanh(_project(x, w, b).double())
-        return _move(x, bent, u_hat), log_bend_slope(bent, bend)
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._inverse_from_root(y, context, None)
-
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
-        return *self._forward_and_ladj(x, context), x.detach()
+        return _move(x, bent, u_hat), log_bend_slope(bent, bend), x.detach()
 
     def _inverse_from_root(
         self, y: Tensor, context: Tensor | None, root: Root

@@ -13,7 +13,7 @@ from pyro_flows.errors import DomainError
 from pyro_flows.nn import DenseNet
 from pyro_flows.nn.orthogonal import householder_matrix
 from pyro_flows.numerics import above_minus_one, log_bend_slope, log_sech_square, solve_bend, widen
-from pyro_flows.transforms.base import FlowTransform, Root
+from pyro_flows.transforms.base import Root, RootedTransform
 
 _LOG_SLOPE_BOUND = 3.0
 _LARGEST_SLOPE = math.exp(_LOG_SLOPE_BOUND)
@@ -29,7 +29,7 @@ class _Params(NamedTuple):
     bend: Tensor
 
 
-class Sylvester(FlowTransform):
+class Sylvester(RootedTransform):
     r"""Bend the space along several directions at once.
 
     .. math:: y = x + Q R \tanh(\tilde R Q^\top x + b), \qquad
@@ -151,17 +151,11 @@ class Sylvester(FlowTransform):
         frame = householder_matrix(vectors).index_select(-1, self.columns)
         return _Params(frame, outer, inner, bias, bend)
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
         p = self._params(context)
         bent = torch.tanh(_affine(p.inner @ p.frame.mT, x, p.bias).double())
         y = _move(x, p, bent)
-        return y, log_bend_slope(bent, p.bend).sum(-1)
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._inverse_from_root(y, context, None)
-
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
-        return *self._forward_and_ladj(x, context), x.detach()
+        return y, log_bend_slope(bent, p.bend).sum(-1), x.detach()
 
     def _inverse_from_root(
         self, y: Tensor, context: Tensor | None, root: Root

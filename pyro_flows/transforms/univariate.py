@@ -13,7 +13,7 @@ from pyro_flows.errors import DomainError
 from pyro_flows.nn.opaque import opaque
 from pyro_flows.numerics import soft_bound, soft_bound_slope, widen
 from pyro_flows.roots import solve_increasing
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import RootedTransform
 from pyro_flows.transforms.domains import on_vectors
 
 
@@ -159,6 +159,15 @@ class Affine(Univariate):
 
     Raises:
         DomainError: The bound is not a positive number.
+
+    Reference:
+        Dinh, Sohl-Dickstein & Bengio (2017), *Density estimation using Real NVP*, equation 4.
+
+    Example:
+        >>> import torch
+        >>> y, ladj = Affine().forward_and_ladj(torch.ones(5), torch.zeros(2, 5))
+        >>> y.tolist(), ladj.tolist()
+        ([1.0, 1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0])
     """
 
     log_scale_bound: float = 3.0
@@ -193,7 +202,17 @@ class Affine(Univariate):
 
 @dataclass(frozen=True)
 class Shift(Univariate):
-    """Shift by the one parameter, which preserves volumes: :math:`y = x + m`."""
+    """Shift by the one parameter, which preserves volumes: :math:`y = x + m`.
+
+    Reference:
+        Dinh, Krueger & Bengio (2015), *NICE: Non-linear independent components estimation*,
+        section 3.2.
+
+    Example:
+        >>> import torch
+        >>> Shift().forward_and_ladj(torch.ones(2), torch.ones(1, 2))[0].tolist()
+        [2.0, 2.0]
+    """
 
     num_params = 1
     inverse_kind = "exact"
@@ -209,7 +228,7 @@ class Shift(Univariate):
         return x, torch.zeros_like(x)
 
 
-class UnivariateTransform(FlowTransform):
+class UnivariateTransform(RootedTransform):
     """What transforms that map each coordinate by a :class:`Univariate` share.
 
     Args:
