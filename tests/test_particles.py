@@ -21,27 +21,28 @@ import pyro_flows as pf
 from pyro_flows.infer import Particles
 
 
-def test_model_written_for_one_draw_is_looped_with_the_same_result():
+def test_model_written_for_one_draw_gives_what_the_same_for_many_gives():
     x, y = regression_data()
     guide = ready(regression_model, x, y)
     estimates = {}
-    for model in (regression_model, single_draw_regression_model):
+    for model, how in ((regression_model, "plate"), (single_draw_regression_model, "vmap")):
         particles = Particles(model, guide, (x, y), {})
         torch.manual_seed(0)
         estimates[model] = particles.score(6)
-        assert particles.vectorized == (model is regression_model)
-    ours, looped = estimates.values()
-    assert torch.allclose(ours.log_p, looped.log_p, rtol=1e-4)
-    assert torch.allclose(ours.log_q, looped.log_q, rtol=1e-4)
+        assert particles.broadcast.how == how
+        assert particles.vectorized
+    plated, vmapped = estimates.values()
+    assert torch.allclose(plated.log_p, vmapped.log_p, rtol=1e-4)
+    assert torch.allclose(plated.log_q, vmapped.log_q, rtol=1e-4)
     gradients = [
         torch.autograd.grad(scores.surrogate.mean(), list(guide.parameters()), allow_unused=True)
-        for scores in (ours, looped)
+        for scores in (plated, vmapped)
     ]
     for one, other in zip(*gradients, strict=True):
         assert (one is None and other is None) or torch.allclose(one, other, rtol=1e-2, atol=1e-2)
 
 
-def test_model_that_broadcasts_wrongly_without_an_error_is_looped():
+def test_model_that_broadcasts_wrongly_without_an_error_does_not_run_on_a_plate():
     def model():
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         # Under a particle plate this mixes the particles, and stays a scalar.
@@ -54,10 +55,11 @@ def test_model_that_broadcasts_wrongly_without_an_error_is_looped():
     assert len(set(log_p.tolist())) == 5
 
 
-def test_guide_that_does_not_broadcast_is_looped_with_its_model():
+def test_guide_for_one_draw_that_reads_its_values_is_looped_with_its_model():
     def guide():
         loc = pyro.param("loc", torch.tensor([0.5, -0.5]))
         z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+        assert len(z.tolist()) == 2
         assert z.dim() == 1
 
     def model():
@@ -65,6 +67,7 @@ def test_guide_that_does_not_broadcast_is_looped_with_its_model():
 
     particles = Particles(model, guide, (), {})
     assert not particles.broadcast.guide
+    assert particles.broadcast.how == "loop"
     scores = particles.score(2000)
     assert (scores.log_p - scores.log_q).mean().item() == pytest.approx(-0.25, abs=0.05)
 
@@ -76,12 +79,12 @@ def test_wrong_subsample_does_not_confuse_the_check():
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
 
     y = normal_data()
-    assert Particles(model, ready(model, y), (y,), {}).vectorized
+    assert Particles(model, ready(model, y), (y,), {}).broadcast.how == "plate"
 
 
 def test_plates_keep_their_axes():
     particles = Particles(constrained_model, ready(constrained_model), (), {})
-    assert particles.vectorized
+    assert particles.broadcast.how == "plate"
     assert particles.nesting == 2
     guide_trace, model_trace = particles.traces(5)
     assert guide_trace.nodes["real"]["value"].shape == (5, 2, 3)
@@ -130,7 +133,7 @@ def test_score_function_gradients_are_unbiased():
     pyro.clear_param_store()
 
 
-def test_model_that_mixes_particles_within_rounding_of_the_sum_is_looped():
+def test_model_that_mixes_particles_within_rounding_of_the_sum_does_not_run_on_a_plate():
     """The sums of 20,000 log-densities agree to rounding; the entries do not."""
     y = torch.randn(20_000) + 1
 
@@ -147,7 +150,7 @@ def test_model_that_mixes_particles_within_rounding_of_the_sum_is_looped():
 
 
 @pytest.mark.parametrize("far", [2e3, 2e4])
-def test_posterior_far_from_zero_is_not_looped(far):
+def test_posterior_far_from_zero_runs_on_a_plate(far):
     """Rounding in a round trip of the guide is no sign that it mixes particles."""
     y = torch.randn(1000) + far
 
@@ -157,10 +160,10 @@ def test_posterior_far_from_zero_is_not_looped(far):
         with pyro.plate("rows", len(y)):
             pyro.sample("y", dist.Normal(mean, scale), obs=y)
 
-    assert Particles(model, ready(model), (), {}).vectorized
+    assert Particles(model, ready(model), (), {}).broadcast.how == "plate"
 
 
-def test_any_error_under_the_plate_means_a_loop_and_is_told(caplog):
+def test_any_error_under_the_plate_and_by_vmap_means_a_loop_and_is_told(caplog):
     def model():
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         pyro.sample(
@@ -172,7 +175,8 @@ def test_any_error_under_the_plate_means_a_loop_and_is_told(caplog):
     with caplog.at_level("WARNING", logger="pyro_flows"):
         result = pf.fit(model, guide, steps=2, particles=2, progress=False)
     assert "once for each particle" in caplog.text
-    assert "under a particle plate" in caplog.text
+    assert "fails under a particle plate" in caplog.text
+    assert "fails under torch.func.vmap" in caplog.text
     assert "one particle at a time" in repr(result)
 
 

@@ -73,7 +73,7 @@ class Draws:
         self._model = poutine.replay(model, trace=subsamples)
         self._guide = poutine.replay(guide, trace=subsamples)
         self._particles = Particles(self._model, self._guide, args, kwargs)
-        self.vectorized = self._particles.vectorized
+        self.vectorized = self._particles.broadcast.how == "plate"
 
     def batches(self, num: int, *, predictive: bool) -> Iterator[Batch]:
         """Yield ``num`` draws: in one batch where model and guide broadcast, else one by one.

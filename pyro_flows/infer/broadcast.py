@@ -1,38 +1,73 @@
 """Whether a guide and a model can run for many particles at once, found by trying.
 
 A model that was written for one draw may fail under a particle plate, or broadcast wrongly without
-a word. So every site's log-density is compared, entry by entry, with that of single particles.
+a word; ``torch.func.vmap`` may run it then. Either way every site's log-density is compared, entry
+by entry, with that of single particles.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to
 
 from pyro_flows.errors import FlowError
-from pyro_flows.infer.tracer import Site, Tracer, check_latents, sample_sites, subsample_sites
+from pyro_flows.infer.random import seeded
+from pyro_flows.infer.tracer import Draws, Fn, Site, Tracer, check_latents, sample_sites
+from pyro_flows.infer.vmap import missing_batching_rules
 
+How = Literal["plate", "vmap", "loop"]
+# The log-densities of one particle, by site.
+LogProbs = dict[str, Tensor]
+
+_PLATE, _VMAP = "under a particle plate", "under torch.func.vmap"
 _NUM = 3
-# Draws of a narrow guide are alike, and a model that mixes them would hardly show.
-_SPREAD = 10.0
+# Draws of a narrow guide are alike, and a model that mixes them would hardly show. The lesser ones
+# are for a model that is not finite that far out.
+_SPREADS = (10.0, 3.0, 1.0)
+# What a gradient can lack altogether is looked for, not its rounding.
+_GRADIENT_TOLERANCE = 0.05
+_LONGEST_ERROR = 160
 
 
 class Broadcast(NamedTuple):
-    """What broadcasts over particles.
+    """How a guide and a model run for many particles.
 
     Attributes:
-        guide: Whether the guide does.
+        guide: Whether the guide broadcasts over a particle plate.
         model: Whether the model does.
-        reason: Why not, in words; empty if both do.
+        vmap: Whether ``torch.func.vmap`` runs what does not; not tried where all does.
+        reason: Why not a plate, nor vmap, in words; empty if a plate does.
     """
 
     guide: bool
     model: bool
+    vmap: bool
     reason: str
+
+    @property
+    def how(self) -> How:
+        """The best way that is right: on a plate, else by vmap, else in a loop."""
+        if self.guide and self.model:
+            return "plate"
+        return "vmap" if self.vmap else "loop"
+
+
+class _Trouble(Exception):  # noqa: N818 - no error to anyone else
+    """A guide or a model runs for many particles otherwise than for one."""
+
+
+class _Reference(NamedTuple):
+    """The model's log-densities in single runs, and for what."""
+
+    draws: Draws
+    log_probs: list[LogProbs]
 
 
 @torch.no_grad()
@@ -40,94 +75,210 @@ def check_broadcast(tracer: Tracer) -> Broadcast:
     """Run guide and model for a few particles at once and one by one, and compare.
 
     Args:
-        tracer: Runs both.
+        tracer: Runs both; it is told whether to mute vmap.
 
     Raises:
         DomainError: The model has latents in some draws that the guide lacks.
     """
+    drawn = draws = references = None
     with pyro.validation_enabled(False):
-        trouble = _trouble(_compare_guide, tracer)
-        if trouble:
-            return Broadcast(False, False, f"the guide {trouble}")
-        trouble = _trouble(_compare_model, tracer)
-        return Broadcast(True, not trouble, trouble and f"the model {trouble}")
+        try:
+            drawn = _guide_on_plate(tracer)
+            draws = tracer.draws(drawn, _NUM)
+            references = _references(tracer, draws)
+            _model_on_plate(tracer, drawn, references)
+            return Broadcast(True, True, False, "")
+        except _Trouble as trouble:
+            reason = str(trouble)
+        try:
+            with missing_batching_rules() as missing:
+                draws = draws or _guide_by_vmap(tracer)
+                _model_by_vmap(tracer, draws, references or _references(tracer, draws))
+            tracer.mutes_vmap = bool(missing)
+        except _Trouble as trouble:
+            return Broadcast(drawn is not None, False, False, f"{reason}, and {trouble}")
+    return Broadcast(drawn is not None, False, True, reason)
 
 
-def _trouble(compare: Callable[[Tracer], str | None], tracer: Tracer) -> str:
-    try:
-        differing = compare(tracer)
-    except FlowError:
-        raise
-    except Exception as error:  # whatever a model may raise under a plate
-        first_line = str(error).partition("\n")[0]
-        return f"fails under a particle plate ({type(error).__name__}: {first_line})"
-    return f"mixes its particles at the site {differing!r}" if differing else ""
+def _guide_on_plate(tracer: Tracer) -> poutine.Trace:
+    with _reported("guide", _PLATE):
+        drawn = tracer.trace(tracer.over_particles(tracer.guide, _NUM))
+        draws = tracer.draws(drawn, _NUM)
+        # Both sides score given values, so that rounding in a round trip is no difference.
+        ours = _on_plate(tracer, tracer.guide, drawn)
+        _check_independent(tracer, draws)
+        _check_equal(ours, _one_by_one(tracer, tracer.guide, draws))
+    return drawn
 
 
-def _compare_guide(tracer: Tracer) -> str | None:
-    drawn = tracer.trace(tracer.over_particles(tracer.guide, _NUM))
-    # Both sides score given values, so that rounding in a round trip is no difference.
-    plated = tracer.replay(tracer.over_particles(tracer.guide, _NUM), drawn)
-    looped = [tracer.replay(tracer.guide, one) for one in tracer.split(drawn, _NUM)]
-    return _differing_site(tracer, plated, looped)
+def _guide_by_vmap(tracer: Tracer) -> Draws:
+    with _reported("guide", _VMAP):
+        draws, _ = tracer.draw_by_vmap(_NUM, _log_probs)
+        ours = _by_vmap(tracer, tracer.guide, draws)
+        _check_independent(tracer, draws)
+        _check_equal(ours, _one_by_one(tracer, tracer.guide, draws))
+    return draws
 
 
-def _compare_model(tracer: Tracer) -> str | None:
-    drawn = tracer.trace(tracer.over_particles(tracer.guide, _NUM))
-    spread = _spread(tracer, drawn)
-    plated = tracer.replay(tracer.over_particles(tracer.model, _NUM), spread)
-    ones = tracer.split(spread, _NUM)
-    for one in ones:
-        # What the model subsamples by itself must be the same on both sides.
-        one.nodes.update(subsample_sites(plated))
-    looped = [tracer.replay(tracer.model, one) for one in ones]
-    for one, trace in zip(ones, looped, strict=True):
+def _references(tracer: Tracer, draws: Draws) -> list[_Reference]:
+    """Run single particles: far apart, and nearer to each other until all is finite."""
+    found = []
+    for factor in _SPREADS:
+        spread = _spread(tracer, draws, factor)
+        try:
+            log_probs = _one_by_one(tracer, tracer.model, spread)
+        except FlowError:
+            raise
+        except Exception:  # as a Cholesky decomposition may fail that far out
+            if factor == _SPREADS[-1]:
+                raise
+            continue
+        found.append(_Reference(spread, log_probs))
+        if all(bool(value.isfinite().all()) for one in log_probs for value in one.values()):
+            break
+    return found
+
+
+def _model_on_plate(tracer: Tracer, drawn: poutine.Trace, references: list[_Reference]) -> None:
+    with _reported("model", _PLATE):
+        for reference in references:
+            spread = drawn.copy()
+            for site in filter(tracer.has_particles, sample_sites(drawn)):
+                name, shape, target = site["name"], site["value"].shape, site.copy()
+                target["value"] = reference.draws.values[name][: shape[0]].reshape(shape)
+                spread.nodes[name] = target
+            _check_equal(_on_plate(tracer, tracer.model, spread), reference.log_probs)
+
+
+def _model_by_vmap(tracer: Tracer, draws: Draws, references: list[_Reference]) -> None:
+    with _reported("model", _VMAP):
+        for reference in references:
+            ours = _by_vmap(tracer, tracer.model, reference.draws)
+            _check_equal(ours, reference.log_probs)
+        # Not further apart than drawn: rounding in a gradient can be large out there.
+        _check_gradients(tracer, draws)
+
+
+def _on_plate(tracer: Tracer, fn: Fn, drawn: poutine.Trace) -> list[LogProbs]:
+    with seeded("fit", 0):
+        stacked = _log_probs(tracer.replay(tracer.over_particles(fn, _NUM), drawn))
+    found: list[LogProbs] = [{} for _ in range(_NUM)]
+    for name, value in stacked.items():
+        plated = value if value.dim() > tracer.nesting else value[None]
+        for k, one in enumerate(found):
+            one[name] = plated[k if len(plated) > 1 else 0]
+    return found
+
+
+def _by_vmap(tracer: Tracer, fn: Fn, draws: Draws) -> list[LogProbs]:
+    with seeded("fit", 0):
+        stacked = tracer.over_vmap(fn, draws, _log_probs)
+    return [{name: value[k] for name, value in stacked.items()} for k in range(_NUM)]
+
+
+def _one_by_one(tracer: Tracer, fn: Fn, draws: Draws) -> list[LogProbs]:
+    """Score single particles; what is drawn besides is the same for all, as it is by vmap."""
+    found = []
+    for one in tracer.singles(draws):
+        with seeded("fit", 0):
+            trace = tracer.replay(fn, one)
         check_latents(one, trace)
-    return _differing_site(tracer, plated, looped)
+        found.append(_log_probs(trace))
+    return found
 
 
-def _spread(tracer: Tracer, guide_trace: poutine.Trace) -> poutine.Trace:
+def _log_probs(trace: poutine.Trace) -> LogProbs:
+    trace.compute_log_prob()
+    return {site["name"]: torch.as_tensor(site["log_prob"]) for site in sample_sites(trace)}
+
+
+def _spread(tracer: Tracer, draws: Draws, factor: float) -> Draws:
     """Pull the particles apart, in the unconstrained space of each latent."""
-    spread, model_sites = guide_trace.copy(), tracer.single[1].nodes
-    for site in sample_sites(guide_trace):
-        name = site["name"]
-        if name not in model_sites or not tracer.has_particles(site):
-            continue
-        model_site: Site = model_sites[name]
-        if model_site["fn"].support.is_discrete:
-            continue
-        transform = biject_to(model_site["fn"].support)
-        unconstrained = transform.inv(site["value"])
-        centre = unconstrained.mean(0)
-        target: Site = site.copy()
-        target["value"] = transform(centre + _SPREAD * (unconstrained - centre))
-        spread.nodes[name] = target
-    return spread
+    values = {}
+    for name, value in draws.values.items():
+        transform = None if factor == 1 else _unconstrains(tracer, name)
+        values[name] = value
+        if transform is not None:
+            unconstrained = transform.inv(value)
+            centre = unconstrained.mean(0)
+            values[name] = transform(centre + factor * (unconstrained - centre))
+    return draws._replace(values=values)
 
 
-def _differing_site(
-    tracer: Tracer, plated: poutine.Trace, looped: list[poutine.Trace]
-) -> str | None:
-    """Return the first site whose log-density is not that of single particles, or none."""
-    for trace in (plated, *looped):
-        trace.compute_log_prob()
-    for site in sample_sites(looped[0]):
-        name = site["name"]
-        ours: Tensor = _log_prob(plated, name)
-        for k, one in enumerate(looped):
-            theirs = _log_prob(one, name)
-            mine = ours[k if ours.shape[0] > 1 else 0] if ours.dim() > tracer.nesting else ours
-            if mine.numel() != theirs.numel() or not _close(mine.reshape(theirs.shape), theirs):
-                return str(name)
-    return None
+def _unconstrains(tracer: Tracer, name: str) -> Transform | None:
+    site: Site = tracer.single[1].nodes.get(name)
+    if site is None or site_is_subsample(site) or site["fn"].support.is_discrete:
+        return None
+    try:
+        return biject_to(site["fn"].support)
+    except NotImplementedError:
+        return None
 
 
-def _log_prob(trace: poutine.Trace, name: str) -> Tensor:
-    site: Site = trace.nodes[name]
-    return torch.as_tensor(site["log_prob"])
+def _check_independent(tracer: Tracer, draws: Draws) -> None:
+    """Refuse a guide that draws once for all particles, but anew in each run."""
+    alike = [name for name, value in draws.values.items() if bool((value == value[:1]).all())]
+    if not alike:
+        return
+    before, again = tracer.single[0].nodes, tracer.trace(tracer.guide).nodes
+    for name in alike:
+        one: Site = before[name]
+        other: Site = again[name]
+        # What has no rsample is a count or a class, as a rule, and may well be alike.
+        if one["fn"].has_rsample and not torch.equal(one["value"], other["value"]):
+            raise _Trouble(f"draws the site {name!r} once for all particles")
+
+
+def _check_equal(ours: list[LogProbs], theirs: list[LogProbs]) -> None:
+    for mine, single in zip(ours, theirs, strict=True):
+        for name, value in single.items():
+            found = mine[name]
+            if found.numel() != value.numel() or not _close(found.reshape(value.shape), value):
+                raise _Trouble(f"has other log-densities at the site {name!r}")
 
 
 def _close(ours: Tensor, theirs: Tensor) -> bool:
     """Compare entries to the rounding of a long sum; infinities and NaN must agree."""
     tolerance = 1e4 * torch.finfo(ours.dtype).eps
     return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@torch.enable_grad()
+def _check_gradients(tracer: Tracer, draws: Draws) -> None:
+    values = {name: value.detach().clone() for name, value in draws.values.items()}
+    leaves = [value.requires_grad_() for value in values.values() if value.is_floating_point()]
+    draws = draws._replace(values=values)
+    ours = _gradients(_by_vmap(tracer, tracer.model, draws), leaves)
+    for mine, single in zip(
+        ours, _gradients(_one_by_one(tracer, tracer.model, draws), leaves), strict=True
+    ):
+        finite = single[single.isfinite()].abs()
+        tolerance = _GRADIENT_TOLERANCE * float(finite.max()) if finite.numel() else 0.0
+        if not torch.allclose(mine, single, rtol=0.0, atol=tolerance, equal_nan=True):
+            raise _Trouble("has another gradient")
+
+
+def _gradients(log_probs: list[LogProbs], leaves: list[Tensor]) -> list[Tensor]:
+    total = torch.stack([value.sum() for one in log_probs for value in one.values()]).sum()
+    if not total.requires_grad:
+        return []
+    found = torch.autograd.grad(total, leaves, allow_unused=True)
+    return [
+        torch.zeros_like(leaf) if one is None else one
+        for one, leaf in zip(found, leaves, strict=True)
+    ]
+
+
+@contextmanager
+def _reported(who: str, where: str) -> Iterator[None]:
+    """Say who ran into trouble, and where."""
+    try:
+        yield
+    except FlowError:
+        raise
+    except _Trouble as trouble:
+        raise _Trouble(f"the {who} {trouble} {where}") from None
+    except Exception as error:  # whatever a model may raise
+        first_line = str(error).partition("\n")[0]
+        words = textwrap.shorten(f"{type(error).__name__}: {first_line}", _LONGEST_ERROR)
+        raise _Trouble(f"the {who} fails {where} ({words})") from error

@@ -26,12 +26,20 @@ class ModelCheck(Messenger):
     def __init__(self, who: str, *, latents: bool = True) -> None:
         super().__init__()
         self._who, self._latents = who, latents
+        self._seen: set[str] = set()
+
+    def __enter__(self) -> Any:
+        self._seen.clear()
+        return super().__enter__()
 
     def _pyro_sample(self, msg: Site) -> None:
         if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
             return
         if msg["is_observed"]:
-            self._check_data(msg)
+            # Once: under vmap, data that depend on a latent must not be read.
+            if msg["name"] not in self._seen:
+                self._check_data(msg)
+            self._seen.add(msg["name"])
         elif self._latents and msg["value"] is None:
             self._check_support(msg)
             self._check_mask(msg)

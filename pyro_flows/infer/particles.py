@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_flows.infer.broadcast import check_broadcast
-from pyro_flows.infer.tracer import Fn, Tracer, Traces, sample_sites
+from pyro_flows.infer.tracer import Draws, Fn, Tracer, Traces, sample_sites
 
 
 class Scores(NamedTuple):
@@ -25,14 +25,29 @@ class Scores(NamedTuple):
     surrogate: Tensor
 
 
+class _Parts(NamedTuple):
+    """What a guide's draws contribute to an ELBO and to its gradient, each of shape ``(P,)``."""
+
+    log_q: Tensor
+    score_function: Tensor
+    entropy_term: Tensor
+
+
 class Particles(Tracer):
-    """Run a guide and a model for many particles: at once where they broadcast, else in a loop.
+    """Run a guide and a model for many particles: on a plate, else by vmap, else in a loop.
+
+    Each way gives the same densities, which is checked. What the model draws besides its latents,
+    such as a subsample or a dropout's mask, is drawn once for all particles by vmap, and on a
+    plate unless the particles' axis reaches it; in a loop, once for each.
 
     Args:
         model: The model.
         guide: A guide for it, set up already if it is an autoguide.
         args: Arguments of both.
         kwargs: Keyword arguments of both.
+
+    Attributes:
+        broadcast: How they run, and why so.
 
     Raises:
         DomainError: A latent of the model is not in the guide.
@@ -46,8 +61,8 @@ class Particles(Tracer):
 
     @property
     def vectorized(self) -> bool:
-        """Whether all particles run at once."""
-        return self.broadcast.guide and self.broadcast.model
+        """Whether all particles run at once, on a plate or by vmap."""
+        return self.broadcast.how != "loop"
 
     def single_traces(self, num: int) -> list[Traces]:
         """Return ``num`` pairs of traces of one particle each."""
@@ -67,25 +82,39 @@ class Particles(Tracer):
         Args:
             num: Number of particles.
         """
-        if self.vectorized:
+        if self.broadcast.how == "plate":
             guide_trace, model_trace = self.traces(num)
-            return self._scores(guide_trace, self.log_density(model_trace, num), num)
+            return _scores(self.log_density(model_trace, num), self._parts(guide_trace, num))
         if self.broadcast.guide:
             guide_trace = self.trace(self.over_particles(self.guide, num))
-            models = [self.replay(self.model, one) for one in self.split(guide_trace, num)]
-            log_p = torch.cat([self.log_density(model, 1) for model in models])
-            return self._scores(guide_trace, log_p, num)
+            parts = self._parts(guide_trace, num)
+            return _scores(self._log_p(self.draws(guide_trace, num)), parts)
+        if self.broadcast.vmap:
+            draws, parts = self.draw_by_vmap(num, lambda trace: self._parts(trace, 1))
+            return _scores(self._log_p(draws), _Parts(*(part[:, 0] for part in parts)))
         pairs = [self.run(self.guide, self.model) for _ in range(num)]
-        rows = [self._scores(guide, self.log_density(model, 1), 1) for guide, model in pairs]
+        rows = [
+            _scores(self.log_density(model, 1), self._parts(guide, 1)) for guide, model in pairs
+        ]
         return Scores(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
-    def _scores(self, guide_trace: poutine.Trace, log_p: Tensor, num: int) -> Scores:
+    def _log_p(self, draws: Draws) -> Tensor:
+        """Score the model for draws, by vmap where that is right."""
+        if self.broadcast.vmap:
+            return self.over_vmap(self.model, draws, lambda trace: self.log_density(trace, 1))[
+                :, 0
+            ]
+        models = [self.replay(self.model, one) for one in self.singles(draws)]
+        return torch.cat([self.log_density(model, 1) for model in models])
+
+    def _parts(self, guide_trace: poutine.Trace, num: int) -> _Parts:
         guide_trace.compute_score_parts()
         sites = sample_sites(guide_trace)
-        log_q = self._total((site["log_prob"] for site in sites), num)
-        score = self._total((site["score_parts"].score_function for site in sites), num)
-        entropy = self._total((site["score_parts"].entropy_term for site in sites), num)
-        return Scores(log_p, log_q, log_p - entropy + (log_p - log_q).detach() * score)
+        return _Parts(
+            self._total((site["log_prob"] for site in sites), num),
+            self._total((site["score_parts"].score_function for site in sites), num),
+            self._total((site["score_parts"].entropy_term for site in sites), num),
+        )
 
     def _total(self, terms: Iterable[Tensor | float], num: int) -> Tensor:
         """Sum terms over everything but the particles' axis."""
@@ -99,3 +128,8 @@ class Particles(Tracer):
                 # The same for all particles.
                 total = total + term.sum()
         return torch.as_tensor(total).expand(num)
+
+
+def _scores(log_p: Tensor, parts: _Parts) -> Scores:
+    surrogate = log_p - parts.entropy_term + (log_p - parts.log_q).detach() * parts.score_function
+    return Scores(log_p, parts.log_q, surrogate)
