@@ -10,6 +10,7 @@ import torch
 from models import (
     normal_data,
     normal_model,
+    ready,
     regression_data,
     regression_model,
     regression_posterior,
@@ -178,3 +179,22 @@ def test_many_latents_get_a_diagonal_start():
     sd = torch.linspace(0.1, 3, dim)
     assert ((draws.mean(0) - 5) / sd).abs().max() < 0.15
     assert (draws.std(0) / sd).log().abs().max() < 0.1
+
+
+def test_many_points_are_scored_as_one_by_one_is():
+    x, y = regression_data()
+    guide = ready(regression_model, x, y, flow="planar")
+    density = LogDensity(regression_model, guide, (x, y), {})
+    points = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(density.at_many(points), torch.stack([density(z) for z in points]))
+
+
+def test_a_model_that_reads_values_is_scored_point_by_point():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(float(z.item() > 0)))
+
+    guide = ready(model, flow="planar", start="prior")
+    density = LogDensity(model, guide, (), {})
+    points = torch.tensor([[-1.0], [1.0], [2.0]])
+    assert torch.equal(density.at_many(points), torch.stack([density(z) for z in points]))

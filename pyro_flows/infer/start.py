@@ -119,7 +119,7 @@ def gaussian_elbo(density: LogDensity, start: Start) -> float:
     eps = torch.cat([half, -half])
     full = scale.dim() == 2
     draws = loc + (eps @ scale.T if full else eps * scale)
-    log_p = torch.stack([density(z) for z in draws])
+    log_p = density.at_many(draws)
     # With log q at the draws, and not its mean, the estimate has no variance where q is exact.
     log_scale = (scale.diagonal() if full else scale).log().sum()
     log_q = -0.5 * eps.square().sum(-1) - log_scale - loc.shape[0] * LOG_SQRT_TAU
