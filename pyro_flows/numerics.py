@@ -1,10 +1,14 @@
 """Numerical kernels that more than one transform needs."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+# Maps a cotangent of each value of a function, none for zero, to one of each of its arguments.
+Pull = Callable[..., tuple[Tensor, ...]]
 
 LOG_SQRT_TAU = 0.5 * math.log(2 * math.pi)
 _LEAST_SLOPE = 1e-3
@@ -31,6 +35,50 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def expand_batch(x: Tensor, batch: torch.Size) -> Tensor:
+    """Return one value for each point of a batch, of shape ``batch``."""
+    return x if x.shape == batch else x.expand(batch)
+
+
+def linearise(
+    function: Callable[..., tuple[Tensor, ...]], *points: Tensor
+) -> tuple[tuple[Tensor, ...], Pull]:
+    """Return a function's values, and what pulls cotangents of them back to its arguments.
+
+    Like ``torch.func.vjp``, but outside of it also for functions that use autograd themselves,
+    and with a graph that serves any number of pulls.
+
+    Args:
+        function: Maps tensors to a tuple of tensors.
+        *points: Its arguments.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        values, pull = torch.func.vjp(function, *points)  # type: ignore[misc]
+
+        def pull_within(*cotangents: Tensor | None) -> tuple[Tensor, ...]:
+            pairs = zip(values, cotangents, strict=True)
+            return pull(tuple(torch.zeros_like(v) if c is None else c for v, c in pairs))
+
+        return values, pull_within
+
+    with torch.enable_grad():
+        leaves = [point.detach().requires_grad_() for point in points]
+        outputs = function(*leaves)
+
+    def pull_back(*cotangents: Tensor | None) -> tuple[Tensor, ...]:
+        pairs = zip(outputs, cotangents, strict=True)
+        # What does not depend on the arguments sends them nothing.
+        sources = [(v, c) for v, c in pairs if c is not None and v.requires_grad]
+        if not sources:
+            return tuple(torch.zeros_like(leaf) for leaf in leaves)
+        values, given = zip(*sources, strict=True)
+        return torch.autograd.grad(
+            values, leaves, given, retain_graph=True, materialize_grads=True
+        )
+
+    return outputs, pull_back
+
+
 def zero_ladj(x: Tensor) -> Tensor:
     """Return the log-determinant of a map that keeps volumes, for points of shape ``(*, D)``."""
     return widen(x.new_zeros(x.shape[:-1]))
@@ -47,6 +95,11 @@ def solve_rows(matrix: Tensor, rows: Tensor, *, upper: bool = False) -> Tensor:
     flat = widen(rows.reshape(-1, rows.shape[-1]))
     solved = torch.linalg.solve_triangular(widen(matrix.T), flat, upper=not upper, left=False)
     return solved.view(rows.shape).to(rows.dtype)
+
+
+def pull_tanh(cotangent: Tensor, value: Tensor) -> Tensor:
+    """Return what an argument of tanh receives, given what its value does, in one operation."""
+    return torch.ops.aten.tanh_backward(cotangent, value)
 
 
 def soft_bound_slope(bounded: Tensor, bound: float) -> Tensor:
@@ -91,7 +144,20 @@ def log_bend_slope(bent: Tensor, bend: Tensor) -> Tensor:
     return torch.log1p(bend * (1 - bent * bent).to(bend.dtype))
 
 
-def solve_bend(r: Tensor, bend: Tensor, *, root: Tensor | None = None) -> Tensor:
+def log_bend_slope_slope(bent: Tensor, bend: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\mathrm{sech}^2 t`, and the derivative of :func:`log_bend_slope` for ``t``.
+
+    Args:
+        bent: :math:`\tanh t`, in float64.
+        bend: :math:`c > -1`; broadcasts with ``bent``.
+    """
+    bend = widen(bend)
+    gate = (1 - bent * bent).to(bend.dtype)
+    steep = bend * gate
+    return gate, -2 * bent.to(bend.dtype) * steep / (1 + steep)
+
+
+def solve_bend(r: Tensor, bend: Tensor) -> Tensor:
     r"""Solve :math:`t + c \tanh t = r` for ``t``, with derivatives.
 
     Both sides are odd, so let :math:`r \ge 0`. For :math:`c > 0` the left side is concave, and for
@@ -102,9 +168,8 @@ def solve_bend(r: Tensor, bend: Tensor, *, root: Tensor | None = None) -> Tensor
     Args:
         r: Any tensor.
         bend: :math:`c > -1`; broadcasts with ``r``.
-        root: The solution, if it is known.
     """
-    t = _search_bend(r, bend) if root is None else root.detach()
+    t = _search_bend(r, bend)
     if not torch.is_grad_enabled():
         return t
     # Two more steps, whose value is rounding and whose derivatives are those of the implicit

@@ -66,7 +66,7 @@ def test_solve_is_the_loop_of_full_passes(d, hidden, c, dtype):
     net = _masked(d, hidden, c, dtype=dtype)
     y, context = zoo.points(6, d, dtype=dtype), _context(c, 6, dtype=dtype)
     with torch.no_grad():
-        x, ladj = net.solve(y, context, AFFINE)
+        x, ladj, _ = net.solve(y, context, AFFINE)
         contracts.close(x, _by_passes(net, y, context), "solution", inputs=y)
         want = -AFFINE.forward_and_ladj(x, net(x, context))[1]
         contracts.close(ladj, want, "ladj at the solution", inputs=y)
@@ -83,7 +83,7 @@ def test_solve_broadcasts(batch, context_batch):
     """FAULTS 3, 6."""
     net = _masked(9, (16,), 3)
     y, context = zoo.points(*batch, 9), _context(3, *context_batch)
-    x, _ = net.solve(y, context, AFFINE)
+    x, *_ = net.solve(y, context, AFFINE)
     with torch.no_grad():
         contracts.close(x, _by_passes(net, y, context), "solution")
 
@@ -95,7 +95,7 @@ def test_implicit_gradient_is_that_of_the_unrolled_loop(d, hidden, c, activation
     """FAULTS 33: for targets, contexts and weights, beyond one block of the walk."""
     net = _masked(d, hidden, c, activation=activation)
     y, context = contracts.leaf(zoo.points(5, d)), contracts.leaf(_context(c, 5))
-    implicit, _ = net.solve(y, context, AFFINE)
+    implicit, *_ = net.solve(y, context, AFFINE)
     unrolled = _by_passes(net, y, context)
     leaves = [tensor for tensor in (y, context, *net.parameters()) if tensor is not None]
     got, want = (torch.autograd.grad(value.sin().sum(), leaves) for value in (implicit, unrolled))
@@ -106,9 +106,9 @@ def test_implicit_gradient_is_that_of_the_unrolled_loop(d, hidden, c, activation
 def test_solve_keeps_rows_apart():
     """FAULTS 16: a NaN in one row stays there."""
     net, y = _masked(9, (16, 12), 0), zoo.points(6, 9)
-    want, _ = net.solve(y, None, AFFINE)
+    want, *_ = net.solve(y, None, AFFINE)
     y[2, 4] = torch.nan
-    got, _ = net.solve(y, None, AFFINE)
+    got, *_ = net.solve(y, None, AFFINE)
     assert torch.equal(got[[0, 1, 3, 4, 5]], want[[0, 1, 3, 4, 5]])
     assert torch.equal(got[2, :4], want[2, :4])
     assert got[2, 4:].isnan().all()

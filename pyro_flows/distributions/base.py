@@ -1,5 +1,6 @@
 """Distributions whose tensors move with ``.to()`` and are trained and saved like any module's."""
 
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -7,7 +8,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from pyro_flows import _checks
-from pyro_flows.transforms.base import any_float
+from pyro_flows.numerics import linearise
+from pyro_flows.transforms.base import any_float, parameters_held
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 
@@ -100,6 +102,9 @@ class BaseDistribution(DistributionModule):
     def _log_density(self, value: Tensor) -> Tensor:
         raise NotImplementedError(f"{self._name} does not define _log_density.")
 
+    def _score(self, value: Tensor) -> Tensor:
+        return _score_by_autodiff(self, value)
+
     def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         """Draw a sample of shape ``sample_shape + batch_shape + (input_dim,)``."""
         return self._draw(self.shape(torch.Size(sample_shape)))
@@ -126,6 +131,19 @@ class BaseDistribution(DistributionModule):
         """The dtype and the device of the parameters and buffers."""
         own = any_float(self)
         return {} if own is None else {"dtype": own.dtype, "device": own.device}
+
+
+def score_of(base: TorchDistribution, value: Tensor) -> Tensor:
+    """Return the gradient of a base's log-density at ``value``, its parameters held."""
+    if isinstance(base, BaseDistribution):
+        return base._score(value)
+    return _score_by_autodiff(base, value)
+
+
+def _score_by_autodiff(base: TorchDistribution, value: Tensor) -> Tensor:
+    with parameters_held(base) if isinstance(base, nn.Module) else nullcontext():
+        (log_prob,), pull = linearise(lambda value: (base.log_prob(value),), value)
+    return pull(torch.ones_like(log_prob))[0]
 
 
 def per_coordinate(who: str, input_dim: int, **values: float | Tensor) -> list[Tensor]:

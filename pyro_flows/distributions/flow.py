@@ -1,29 +1,30 @@
 """The flow: a base distribution, transforms, and a context, as one Pyro distribution."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.score_parts import ScoreParts
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_flows import _checks
-from pyro_flows.distributions.base import DistributionModule, Shape
+from pyro_flows.distributions.base import DistributionModule, Shape, score_of
 from pyro_flows.distributions.normal import StandardNormal
+from pyro_flows.distributions.path import at_draw
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.transforms import Compose, FlowTransform
-from pyro_flows.transforms.base import Root, any_float, full_precision
+from pyro_flows.transforms.base import Push, any_float, full_precision, parameters_held
 from pyro_flows.transforms.domains import same_constraint
 
 
 class _Draw(NamedTuple):
-    """A draw, its log-density, and what spares an inverse its search for where it came from."""
+    """A draw, its log-density, and what computes the score there, where it may be asked for."""
 
     value: Tensor
     log_prob: Tensor
-    root: Root
+    score: Callable[[], Tensor] | None
 
 
 class Flow(DistributionModule):
@@ -203,13 +204,31 @@ class Flow(DistributionModule):
         base = self.base_dist.expand(self.batch_shape)
         draw = base.rsample if self.has_rsample else base.sample
         eps = draw(torch.Size(sample_shape))
+        shape = eps.shape
+        if self._context is None and eps.dim() > 2:
+            # Rows of a matrix, which linear layers would make of them one by one.
+            eps = eps.reshape(-1, self.input_dim)
         self.transform._check(eps, self._context)
         with full_precision(eps):
-            x, ladj, root = self.transform._forward_and_root(eps, self._context)
+            x, ladj, push = self.transform._forward_and_push(eps, self._context)
         log_prob = self.base_dist.log_prob(eps) - ladj
+        if eps.shape != shape:
+            x, log_prob = x.reshape(shape), log_prob.reshape(shape[:-1])
         if self._keeps_draw:
-            self._draw = _Draw(x, log_prob, root)
+            score = partial(self._score, eps, push, shape) if self._can_push() else None
+            self._draw = _Draw(x, log_prob, score)
         return x, log_prob
+
+    def _can_push(self) -> bool:
+        # What torch.jit.trace records is run with a graph throughout, no_grad or not.
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        return self._path_gradient and torch.is_grad_enabled() and not tracing
+
+    @torch.no_grad()
+    def _score(self, eps: Tensor, push: Push, shape: torch.Size) -> Tensor:
+        """Return the gradient of the log-density at a draw, all parameters held."""
+        with full_precision(eps):
+            return push(score_of(self.base_dist, eps)).reshape(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density of ``value``.
@@ -255,16 +274,14 @@ class Flow(DistributionModule):
         Reference:
             Roeder, Wu & Duvenaud (2017), *Sticking the landing*, equation 8.
         """
-        fresh, draw = self.expand(self.batch_shape), self._draw
+        draw = self._draw
+        if draw is not None and value is draw.value and draw.score is not None:
+            return at_draw(value, draw.log_prob, draw.score())
+        fresh = self.expand(self.batch_shape)
         if self._context is not None:
             fresh._context = self._context.detach()
-        with _detached_parameters(self):
-            if draw is None or value is not draw.value:
-                return fresh.log_prob(value)
-            # Its own draw came from a known point: no inverse has to search for it.
-            with full_precision(value):
-                back = self.transform._inverse_from_root(value, fresh._context, draw.root)
-            return fresh._pulled_back(*back)
+        with parameters_held(self):
+            return fresh.log_prob(value)
 
     def __getstate__(self) -> dict[str, Any]:
         # A draw belongs to the evaluation that made it, not into a copy or a file.
@@ -284,24 +301,3 @@ class Flow(DistributionModule):
         own = self._kept_log_prob(x) is not None
         entropy_term = self.path_log_prob(x) if own and self._path_gradient else log_prob
         return ScoreParts(log_prob, 0, entropy_term)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _detached_parameters(module: nn.Module) -> Iterator[None]:
-    """Let a module compute with detached aliases of its parameters.
-
-    ``torch.func.functional_call`` would do, but refuses to run under ``torch.jit.trace``.
-    """
-    owners = [
-        (owner, name, parameter)
-        for owner in module.modules()
-        for name, parameter in owner._parameters.items()
-        if parameter is not None
-    ]
-    try:
-        for owner, name, parameter in owners:
-            owner._parameters[name] = parameter.detach()  # type: ignore[assignment]
-        yield
-    finally:
-        for owner, name, parameter in owners:
-            owner._parameters[name] = parameter

@@ -36,6 +36,9 @@ class StandardNormal(BaseDistribution):
     def _log_density(self, value: Tensor) -> Tensor:
         return -0.5 * widen(value).square().sum(-1) - self.input_dim * LOG_SQRT_TAU
 
+    def _score(self, value: Tensor) -> Tensor:
+        return -value
+
 
 class DiagonalNormal(BaseDistribution):
     r"""A normal distribution with a trained location and scale of each coordinate.

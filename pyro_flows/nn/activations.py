@@ -8,30 +8,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from pyro_flows import _checks
+from pyro_flows.numerics import pull_tanh
 
 
 class Activation(NamedTuple):
-    """An element-wise function and its derivative, both as functions of the pre-activation."""
+    """An element-wise function, and what its argument receives, given what its value does."""
 
     function: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor], Tensor]
+    pull: Callable[[Tensor, Tensor], Tensor]
+
+    def slope(self, a: Tensor) -> Tensor:
+        """Return the derivative at a pre-activation."""
+        return self.pull(torch.ones_like(a), a)
 
 
-def _silu_slope(a: Tensor) -> Tensor:
-    gate = torch.sigmoid(a)
-    return gate * (1 + a * (1 - gate))
-
-
-def _step(a: Tensor, low: float) -> Tensor:
-    return torch.where(a > 0, torch.ones_like(a), torch.full_like(a, low))
-
+# The operations by which autograd would do it, one for each activation.
+_aten = torch.ops.aten
 
 ACTIVATIONS = {
-    "relu": Activation(torch.relu, lambda a: _step(a, 0.0)),
-    "leaky_relu": Activation(functional.leaky_relu, lambda a: _step(a, 0.01)),
-    "elu": Activation(functional.elu, lambda a: torch.exp(a.clamp(max=0))),
-    "silu": Activation(functional.silu, _silu_slope),
-    "tanh": Activation(torch.tanh, lambda a: 1 - torch.tanh(a).square()),
+    "relu": Activation(torch.relu, lambda g, a: _aten.threshold_backward(g, a, 0)),
+    "leaky_relu": Activation(
+        functional.leaky_relu, lambda g, a: _aten.leaky_relu_backward(g, a, 0.01, False)
+    ),
+    "elu": Activation(functional.elu, lambda g, a: _aten.elu_backward(g, 1, 1, 1, False, a)),
+    "silu": Activation(functional.silu, _aten.silu_backward),
+    "tanh": Activation(torch.tanh, lambda g, a: pull_tanh(g, torch.tanh(a))),
 }
 
 

@@ -20,7 +20,7 @@ from pyro_flows.nn.block_layers import (
 )
 from pyro_flows.nn.dense import DenseNet
 from pyro_flows.nn.opaque import opaque
-from pyro_flows.numerics import soft_bound, widen
+from pyro_flows.numerics import linearise, soft_bound, widen
 
 # Keeps a unit's step wider than what rounding does to its place.
 _LOG_SHARPNESS_BOUND = 3.0
@@ -164,32 +164,39 @@ class BlockNet(nn.Module):
         ]
         return x.reshape(-1, self.input_dim).T, hidden, OutputWeights(*last, biases[-1])
 
-    def solve(
-        self, y: Tensor, context: Tensor | None, *, who: str, root: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def solve(self, y: Tensor, context: Tensor | None, *, who: str) -> tuple[Tensor, Tensor]:
         """Return the ``x`` that is mapped to ``y``, and its log-slopes, with first derivatives.
 
         Args:
             y: Of shape ``(*, input_dim)``.
             context: Of shape ``(*, context_dim)``, or none.
             who: The caller, for the error's message.
-            root: The solution, if it is known, of shape ``(*, input_dim)``.
 
         Raises:
             NotConvergedError: A root was not found.
             DomainError: In a second derivative.
         """
         rows, weights = self._state(y, context)
-        if root is None:
-            x, log_slope = self._search(rows, weights, who)
-            x = x.to(y.dtype)
-        else:
-            x = root
-        if root is not None or torch.is_grad_enabled():
+        x, log_slope = self._search(rows, weights, who)
+        x = x.to(y.dtype)
+        if torch.is_grad_enabled():
             residual = y - self(x, context)[0]
             x = attach_gradient(x, residual, self._transposed_solve, rows[1], weights)
             log_slope = self(x, context)[1]
         return x, log_slope
+
+    def push(self, score: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
+        """Return the score of ``y``, given that of ``x``.
+
+        Args:
+            score: The gradient of a log-density at ``x``, of shape ``(*, input_dim)``.
+            x: Of that shape.
+            context: Of shape ``(*, context_dim)``, or none.
+        """
+        (_, log_slope), pull = linearise(lambda x: self(x, context), x)
+        (by_ladj,) = pull(None, torch.ones_like(log_slope))
+        rows, weights = self._state(x, context)
+        return opaque(self._transposed_solve, [score - by_ladj, x, rows[1]], weights)
 
     def _search(self, rows: list[Tensor], weights: list[Tensor], who: str) -> tuple[Tensor, ...]:
         def kernel(y: Tensor, *tensors: Tensor) -> Tensor:

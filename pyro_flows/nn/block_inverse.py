@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows import _checks
+from pyro_flows.nn.adjoint import MOST_ROWS
 from pyro_flows.nn.block_layers import (
     HiddenWeights,
     OutputWeights,
@@ -130,6 +131,10 @@ def walk_back(
         output: The last layer.
         bound: Bound on the last layer's log-scale.
     """
+    if len(x) <= MOST_ROWS:
+        matrix = _jacobian(x, hidden, output, bound).permute(2, 1, 0)
+        target = cotangent.T[..., None]
+        return torch.linalg.solve_triangular(matrix, target, upper=True)[..., 0].T
     units, own, by_rows = _derivatives(x, hidden, output, bound)
     layers: list[HiddenWeights | OutputWeights] = [*hidden, output]
     result = torch.empty_like(cotangent)
@@ -153,6 +158,32 @@ def walk_back(
             sent[s][i] = unit.step_by_added[i] * (size * value_gets + back[s + 1][1:])
         sent[-1][i] = result[i] * by_rows[i]
     return result
+
+
+def _jacobian(
+    x: Tensor, hidden: list[HiddenWeights], output: OutputWeights, bound: float
+) -> Tensor:
+    """Return the derivatives of every output by every ``x``, of shape ``(D, D, N)``."""
+    units, own, by_rows = _derivatives(x, hidden, output, bound)
+    eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    h = by_x = eye[:, None, :, None].expand(-1, 1, -1, x.shape[1])
+    features = by_x
+    for layer, unit in zip(hidden, units, strict=True):
+        through = mix(layer.mixing, h.flatten(2)).unflatten(2, h.shape[2:])
+        sharpness, leak = layer.sharpness[..., None], layer.leak[..., None]
+        step = unit.step_by_added[:, :, None] * torch.addcmul(
+            _from_features(layer, features), sharpness, through
+        )
+        h = torch.addcmul(leak * through, (1 - leak) / sharpness, step)
+        features = torch.cat([by_x, step], 1)
+    by_others = (by_rows[:, :, None] * _from_features(output, features)).sum(1)
+    return by_others + (own[-1][:, :, None] * h).sum(1)
+
+
+def _from_features(layer: HiddenWeights | OutputWeights, features: Tensor) -> Tensor:
+    """Return what features, of shape ``(D, F, D, N)``, add to each row, of ``(D, A, D, N)``."""
+    added = layer.weight @ features.flatten(0, 1).flatten(1)
+    return added.view(*layer.bias.shape[:2], *features.shape[2:])
 
 
 def _to_features(layer: HiddenWeights | OutputWeights, sent: Tensor, i: int) -> Tensor:

@@ -1,14 +1,16 @@
 """A fully connected conditioner."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pyro_flows import _checks
-from pyro_flows.nn.activations import ACTIVATIONS, check_activation
+from pyro_flows.nn.activations import check_activation
+from pyro_flows.nn.stages import received, stages_from
 
 
 class DenseNet(nn.Module):
@@ -75,11 +77,30 @@ class DenseNet(nn.Module):
             x: Coordinates, of shape ``(*, input_dim)``; ignored where ``input_dim`` is zero.
             context: Of shape ``(*, context_dim)``; its batch axes broadcast with those of ``x``.
         """
-        activate = ACTIVATIONS[self.activation].function
-        # The bias goes into the product: a sum of its own costs as much as an activation.
-        h = self.bias if self.from_input is None else linear(x, self.from_input.weight, self.bias)  # type: ignore[arg-type]
+        return self.forward_and_pull(x, context)[0]
+
+    def forward_and_pull(
+        self, x: Tensor | None = None, context: Tensor | None = None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the parameters, and what maps a cotangent of theirs to one of the coordinates.
+
+        It refers to the weights as they are, and to tensors of the graph.
+
+        Args:
+            x: As for :meth:`forward`.
+            context: As for :meth:`forward`.
+        """
+        first: Tensor = self.bias
+        if self.from_input is not None:
+            first = linear(cast(Tensor, x), self.from_input.weight, first)
         if self.from_context is not None:
-            h = h + self.from_context(context)
-        for layer in self.layers:
-            h = layer(activate(h))
-        return h
+            first = first + self.from_context(context)
+        layers = cast("list[nn.Linear]", list(self.layers))
+        weights = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+        *hidden, params = stages_from(first, weights, self.activation)
+
+        def pull(cotangent: Tensor) -> Tensor:
+            matrices = [cast(nn.Linear, self.from_input).weight, *weights[0::2]]
+            return received(cotangent, hidden, matrices, self.activation)[0]
+
+        return params, pull

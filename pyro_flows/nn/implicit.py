@@ -6,15 +6,48 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from pyro_flows import _checks
 from pyro_flows.nn.activations import ACTIVATIONS
-from pyro_flows.nn.opaque import opaque
+from pyro_flows.nn.adjoint import Pass
+from pyro_flows.nn.stages import pre_activations
 from pyro_flows.nn.walk import Walk
 
 # Rows whose gradients are computed at a time, for the memory.
 _CHUNK = 1024
+
+
+class Tangent(Protocol):
+    """The derivatives of a map at points ``x`` and parameters, for use without a graph."""
+
+    def push(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return the score of :math:`y`, given that of :math:`x`, and its share of parameters.
+
+        .. math:: g_y = \frac{g_x - \partial_x \log f'}{f'}, \qquad
+            g_y \, \partial_p f + \partial_p \log f'
+
+        Args:
+            score: Of shape ``(*, n)``.
+
+        Returns:
+            The score of shape ``(*, n)``, and the share of shape ``(*, K, n)``.
+        """
+
+    def pull(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return the score of :math:`x`, given that of :math:`y`, and its share of parameters.
+
+        .. math:: g_x = g_y f' + \partial_x \log f', \qquad
+            g_y \, \partial_p f + \partial_p \log f'
+
+        Args:
+            score: Of shape ``(*, n)``.
+
+        Returns:
+            The score of shape ``(*, n)``, and the share of shape ``(*, K, n)``.
+        """
+
+    def slope_and_pull(self) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`\partial f / \partial x` and :math:`\partial f / \partial p`."""
 
 
 class ElementMap(Protocol):
@@ -29,24 +62,8 @@ class ElementMap(Protocol):
     def slope_and_pull(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`\partial f / \partial x` and :math:`\partial f / \partial p`."""
 
-
-def pre_activations(
-    x: Tensor, shift: Tensor | None, weights: Sequence[Tensor], activation: str
-) -> list[Tensor]:
-    """Return every stage of a network before its activation; the last are its results.
-
-    Args:
-        x: Of shape ``(*, n)``.
-        shift: What is added to the first stage, or none.
-        weights: Matrix and bias of each layer, in turn.
-        activation: Name of the activation.
-    """
-    activate = ACTIVATIONS[activation].function
-    first = linear(x, weights[0], weights[1])
-    stages = [first if shift is None else first + shift]
-    for matrix, bias in zip(weights[2::2], weights[3::2], strict=True):
-        stages.append(linear(activate(stages[-1]), matrix, bias))
-    return stages
+    def forward_and_tangent(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tangent]:
+        """Return what ``forward_and_ladj`` does, and the derivatives there."""
 
 
 def attach_gradient(
@@ -135,16 +152,11 @@ def _of_chunk(
     """Return the gradients for some targets and their shifts, and for the weights."""
     cotangent, x, shift = rows
     activation = ACTIVATIONS[walk.activation]
-    *hidden, flat = pre_activations(x, shift, weights, walk.activation)
-    slope, pull = element.slope_and_pull(x, walk.unflatten(flat))
-    gates = [activation.slope(stage) for stage in hidden]
-    _, *ordered = walk.by_coordinate(shift, weights)
-    received = opaque(
-        walk.solve_transposed, [cotangent, slope, pull.mT.flatten(-2), *gates], ordered[0::2]
-    )
-    u, *deltas = received.split([edge[-1] for edge in walk.edges], -1)
-    deltas[-1] = deltas[-1].unflatten(-1, (walk.input_dim, walk.num_params)).mT.flatten(-2)
+    passed = Pass(walk, pre_activations(x, shift, weights, walk.activation), weights)
+    u, *deltas = passed.solve_and_send(cotangent, *element.slope_and_pull(x, passed.params))
     gradients = [u, -deltas[0].sum_to_size(shift.shape)]
-    for stage, delta in zip([x, *map(activation.function, hidden)], deltas, strict=True):
+    for stage, delta in zip(
+        [x, *map(activation.function, passed.stages[:-1])], deltas, strict=True
+    ):
         gradients += [-(delta.T @ stage), -delta.sum(0)]
     return gradients

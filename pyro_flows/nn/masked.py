@@ -5,7 +5,7 @@ Coordinate :math:`i` counts from zero. A hidden unit of degree :math:`k` sees th
 (Germain, Gregor, Murray & Larochelle 2015).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -15,9 +15,14 @@ from torch import Tensor, nn
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.nn.activations import check_activation
-from pyro_flows.nn.implicit import ElementMap, attach_gradient, pre_activations
+from pyro_flows.nn.adjoint import Pass
+from pyro_flows.nn.implicit import ElementMap, attach_gradient
 from pyro_flows.nn.opaque import opaque
+from pyro_flows.nn.stages import pre_activations
 from pyro_flows.nn.walk import Walk
+
+# Maps the score of a random point, the gradient of its log-density, to that of its image.
+Push = Callable[[Tensor], Tensor]
 
 
 class MaskedLinear(nn.Module):
@@ -144,22 +149,45 @@ class MaskedNet(nn.Module):
             x: Coordinates, of shape ``(*, input_dim)``.
             context: Of shape ``(*, context_dim)``; its batch axes broadcast with those of ``x``.
         """
-        shift = None if self.from_context is None else self.from_context(context)
-        flat = pre_activations(x, shift, self._weights(), self.activation)[-1]
-        return self._walk.unflatten(flat)
+        return self._pass(x, self._shift(context), self._weights()).params
+
+    def _shift(self, context: Tensor | None) -> Tensor | None:
+        return None if self.from_context is None else self.from_context(context)
+
+    def _pass(self, x: Tensor, shift: Tensor | None, weights: list[Tensor]) -> Pass:
+        return Pass(self._walk, pre_activations(x, shift, weights, self.activation), weights)
 
     def _weights(self) -> list[Tensor]:
         """Return the matrix and the bias of each layer, in turn."""
         return [t for layer in self._linears for t in (layer.masked_weight(), layer.bias)]
 
+    def map(
+        self, x: Tensor, context: Tensor | None, element: ElementMap
+    ) -> tuple[Tensor, Tensor, Push]:
+        r"""Return :math:`y_i = f(x_i;\, p_i(x_{<i}, c))`.
+
+        Args:
+            x: Points, of shape ``(*, input_dim)``.
+            context: Of shape ``(*, context_dim)``, or none.
+            element: The map :math:`f`.
+
+        Returns:
+            ``y``, the ladj of each coordinate, of shape ``(*, input_dim)``, and what maps the
+            score of ``x`` to that of ``y``.
+        """
+        passed = self._pass(x, self._shift(context), self._weights())
+        y, ladj, tangent = element.forward_and_tangent(x, passed.params)
+
+        def push(score: Tensor) -> Tensor:
+            alone, share = tangent.push(score)
+            by_others = passed.received(share)[0]
+            return alone - passed.solve_transposed(by_others, *tangent.slope_and_pull())
+
+        return y, ladj, push
+
     def solve(
-        self,
-        y: Tensor,
-        context: Tensor | None,
-        element: ElementMap,
-        *,
-        root: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, y: Tensor, context: Tensor | None, element: ElementMap
+    ) -> tuple[Tensor, Tensor, Push]:
         r"""Return the ``x`` at which every coordinate's map, given the ones before, meets ``y``.
 
         Coordinate by coordinate, :math:`x_i = f^{-1}(y_i;\, p_i(x_{<i}, c))`. Where gradients are
@@ -169,32 +197,48 @@ class MaskedNet(nn.Module):
             y: Targets, of shape ``(*, input_dim)``.
             context: Of shape ``(*, context_dim)``, or none.
             element: The map :math:`f`.
-            root: The solution, if it is known, of shape ``(*, input_dim)``.
 
         Returns:
-            ``x``, and the ladj of each coordinate's inverse, of shape ``(*, input_dim)``.
+            ``x``, the ladj of each coordinate's inverse, of shape ``(*, input_dim)``, and what
+            maps the score of ``y`` to that of ``x``.
         """
-        own = None if self.from_context is None else self.from_context(context)
+        own = self._shift(context)
         shift = y.new_zeros(1) if own is None else own
         batch = torch.broadcast_shapes(y.shape[:-1], shift.shape[:-1])
         rows = [y.expand(*batch, -1), shift.expand(*batch, -1)]
         weights = self._weights()
 
-        if root is None:
-            x, ladj = self._search(rows, weights, element)
-        else:
-            x = root.expand(*batch, -1)
-        if root is not None or torch.is_grad_enabled():
-            x = attach_gradient(x, rows, weights, self._walk, element)
-            params = self._walk.unflatten(pre_activations(x, own, weights, self.activation)[-1])
-            ladj = -element.forward_and_ladj(x, params)[1]
-        return x, ladj
+        x, ladj = self._search(rows, weights, element)
+        if not torch.is_grad_enabled():
+
+            def push_later(score: Tensor) -> Tensor:
+                return self._pull(x, own, weights, element)[1](score)
+
+            return x, ladj, push_later
+        x = attach_gradient(x, rows, weights, self._walk, element)
+        ladj, push = self._pull(x, own, weights, element)
+        return x, -ladj, push
+
+    def _pull(
+        self, x: Tensor, shift: Tensor | None, weights: list[Tensor], element: ElementMap
+    ) -> tuple[Tensor, Push]:
+        """Return the map's ladj, and what maps the score of its result back to that of ``x``."""
+        passed = self._pass(x, shift, weights)
+        _, ladj, tangent = element.forward_and_tangent(x, passed.params)
+
+        def push(score: Tensor) -> Tensor:
+            alone, share = tangent.pull(score)
+            return alone + passed.received(share)[0]
+
+        return ladj, push
 
     def _search(
         self, rows: list[Tensor], weights: list[Tensor], element: ElementMap
     ) -> tuple[Tensor, ...]:
         def kernel(y: Tensor, shift: Tensor, *weights: Tensor) -> Tensor:
-            shift, *ordered = self._walk.by_coordinate(shift, weights)
+            if len(weights) == 2 and shift.shape[-1] > 1:
+                shift = self._walk.reorder(shift)
+            ordered = self._walk.by_coordinate(weights)
             return self._walk.solve(y, shift, ordered, element.inverse_and_ladj)
 
         return opaque(kernel, rows, weights).chunk(2, -1)

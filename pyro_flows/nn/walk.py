@@ -45,15 +45,13 @@ class Walk:
         """Return parameters, those of a kind side by side, as ``(*, K, D)``."""
         return flat.unflatten(-1, (self.num_params, self.input_dim))
 
-    def by_coordinate(self, shift: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return shift and weights, the rows of each coordinate's parameters side by side."""
+    def by_coordinate(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return the weights, the rows of each coordinate's parameters side by side."""
         *earlier, matrix, bias = weights
-        matrix, bias = self._reorder(matrix.mT).mT, self._reorder(bias)
-        if len(weights) == 2 and shift.shape[-1] > 1:
-            shift = self._reorder(shift)
-        return [shift, *earlier, matrix, bias]
+        return [*earlier, self.reorder(matrix.mT).mT, self.reorder(bias)]
 
-    def _reorder(self, flat: Tensor) -> Tensor:
+    def reorder(self, flat: Tensor) -> Tensor:
+        """Return parameters, those of a coordinate side by side."""
         return self.unflatten(flat).mT.flatten(-2)
 
     def solve(

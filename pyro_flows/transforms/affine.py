@@ -5,18 +5,19 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import soft_bound, solve_rows, widen
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.numerics import expand_batch, soft_bound, solve_rows, widen
+from pyro_flows.transforms.base import Push, PushingTransform
 
 # Largest change of a log-scale that a context can make.
 _LOG_SCALE_BOUND = 3.0
 
 
-class MovedAffine(FlowTransform):
+class MovedAffine(PushingTransform):
     """An affine map with a shift and log-scales that start at zero, and that a context moves."""
 
     def _own_moves(self, like: Tensor, hidden_dims: Sequence[int]) -> None:
@@ -74,7 +75,8 @@ class _LocatedAffine(MovedAffine):
         raise NotImplementedError
 
     def _ladj(self, log_scale: Tensor, fixed_diagonal: Tensor, batch: torch.Size) -> Tensor:
-        return (widen(log_scale) + widen(fixed_diagonal).log()).sum(-1).expand(batch)
+        ladj = (widen(log_scale) + widen(fixed_diagonal).log()).sum(-1)
+        return expand_batch(ladj, batch)
 
 
 class ElementwiseAffine(_LocatedAffine):
@@ -131,10 +133,13 @@ class ElementwiseAffine(_LocatedAffine):
     def _unit_scale(self) -> Tensor:
         return torch.ones(self.input_dim)
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
         loc, log_scale = self._loc_and_log_scale(context)
-        y = (x * log_scale.exp() + loc) * self.fixed_scale + self.fixed_loc
-        return y, self._ladj(log_scale, self.fixed_scale, y.shape[:-1])
+        scale = log_scale.exp()
+        y = (x * scale + loc) * self.fixed_scale + self.fixed_loc
+        ladj = self._ladj(log_scale, self.fixed_scale, y.shape[:-1])
+        # Not by their product, which may underflow.
+        return y, ladj, lambda score: score / scale / self.fixed_scale
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         loc, log_scale = self._loc_and_log_scale(context)
@@ -212,11 +217,17 @@ class LowerTriangularAffine(_LocatedAffine):
         eye = torch.eye(self.input_dim, dtype=self.lower.dtype, device=self.lower.device)
         return self.lower.tril(-1) + eye
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
         loc, log_scale = self._loc_and_log_scale(context)
-        inner = (x * log_scale.exp()) @ self._unit_lower().T + loc
-        y = inner @ self.fixed_scale.T + self.fixed_loc
-        return y, self._ladj(log_scale, self.fixed_scale.diagonal(), y.shape[:-1])
+        scale, lower = log_scale.exp(), self._unit_lower()
+        inner = functional.linear(x * scale, lower) + loc
+        y = functional.linear(inner, self.fixed_scale, self.fixed_loc)
+
+        def push(score: Tensor) -> Tensor:
+            score = solve_rows(lower.T, score / scale, upper=True)
+            return solve_rows(self.fixed_scale.T, score, upper=True)
+
+        return y, self._ladj(log_scale, self.fixed_scale.diagonal(), y.shape[:-1]), push
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         loc, log_scale = self._loc_and_log_scale(context)

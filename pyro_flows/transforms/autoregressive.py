@@ -1,6 +1,6 @@
 """Autoregressive transforms, cheap in both directions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 import torch
@@ -12,7 +12,7 @@ from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.nn import MaskedNet
 from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import FlowTransform, Root
+from pyro_flows.transforms.base import FlowTransform, Push
 from pyro_flows.transforms.univariate import Affine, Univariate, UnivariateTransform
 
 
@@ -94,17 +94,24 @@ class Autoregressive(UnivariateTransform):
                 advice="Use a Coupling, whose network sees angles by their sine and cosine.",
             )
 
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
-        x = reorder(x, self.order)
-        y, ladj = self.univariate.forward_and_ladj(x, self.conditioner(x, context))
-        return reorder(y, self.inverse_order), widen(ladj).sum(-1), x.detach()
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        return self._in_order(self.conditioner.map, x, context)
 
-    def _inverse_from_root(
-        self, y: Tensor, context: Tensor | None, root: Root
-    ) -> tuple[Tensor, Tensor]:
-        y = reorder(y, self.order)
-        x, ladj = self.conditioner.solve(y, context, self.univariate, root=root)
-        return reorder(x, self.inverse_order), widen(ladj).sum(-1)
+    def _inverse_and_push(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        return self._in_order(self.conditioner.solve, y, context)
+
+    def _in_order(
+        self,
+        run: Callable[..., tuple[Tensor, Tensor, Push]],
+        point: Tensor,
+        context: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Push]:
+        point, ladj, push = run(reorder(point, self.order), context, self.univariate)
+
+        def push_in_order(score: Tensor) -> Tensor:
+            return reorder(push(reorder(score, self.order)), self.inverse_order)
+
+        return reorder(point, self.inverse_order), widen(ladj).sum(-1), push_in_order
 
 
 def register_order(transform: FlowTransform, order: Sequence[int] | Tensor | None) -> None:

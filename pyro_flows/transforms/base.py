@@ -1,6 +1,7 @@
 """What every transform shares: shapes, checks, conditioning, and Pyro's protocol."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_flows import _checks
 from pyro_flows.errors import ShapeError
+from pyro_flows.numerics import linearise
 
 
 def any_float(module: nn.Module) -> Tensor | None:
@@ -31,8 +33,40 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-# What a forward pass keeps for the inverse at its result: tensors, nested as the transforms are.
-Root = Any
+# Maps the score of a random point, the gradient of its log-density, to that of its image. All
+# parameters and the context are held; it runs without a graph, or refers to tensors of one.
+Push = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor, Push]]
+
+
+@contextmanager
+def parameters_held(module: nn.Module) -> Iterator[None]:
+    """Let a module compute with detached aliases of its parameters.
+
+    ``torch.func.functional_call`` would do, but refuses to run under ``torch.jit.trace``.
+    """
+    owners = [
+        (owner, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if parameter is not None
+    ]
+    try:
+        for owner, name, parameter in owners:
+            owner._parameters[name] = parameter.detach()  # type: ignore[assignment]
+        yield
+    finally:
+        for owner, name, parameter in owners:
+            owner._parameters[name] = parameter
+
+
+def derive_anew(cls: type, base: type, written: str, derived: str) -> None:
+    """Give a class that writes a map anew the derivatives of any map, not those of the old one."""
+    if written in vars(cls) and derived not in vars(cls):
+        setattr(cls, derived, getattr(base, derived))
+
+
+_Direction = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class FlowTransform(TransformModule, ConditionalTransform):
@@ -86,6 +120,11 @@ class FlowTransform(TransformModule, ConditionalTransform):
         self.input_dim = _checks.check_count(self._name, "input_dim", input_dim)
         self.context_dim = _checks.check_count(self._name, "context_dim", context_dim, least=0)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        derive_anew(cls, FlowTransform, "_forward_and_ladj", "_forward_and_push")
+        derive_anew(cls, FlowTransform, "_inverse_and_ladj", "_inverse_and_push")
+
     @property
     def _name(self) -> str:
         return type(self).__name__
@@ -96,15 +135,26 @@ class FlowTransform(TransformModule, ConditionalTransform):
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError(f"{self._name} does not define _inverse_and_ladj.")
 
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
-        """Return ``y``, ladj, and what spares the inverse at this ``y`` its search; or none."""
-        return *self._forward_and_ladj(x, context), None
+    # A score g moves with its point: J^T g_y = g_x - grad ladj(x), for the Jacobian J at x (Vaitl,
+    # Nicoli, Nakajima & Kessel 2022, proposition 2). Here, the gradient of the way back says so.
 
-    def _inverse_from_root(
-        self, y: Tensor, context: Tensor | None, root: Root
-    ) -> tuple[Tensor, Tensor]:
-        """Return what ``_inverse_and_ladj`` does, at a ``y`` whose root is known."""
-        return self._inverse_and_ladj(y, context)
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        """Return ``y``, ladj, and what maps the score of ``x`` to that of ``y``."""
+        y, ladj = self._forward_and_ladj(x, context)
+        return y, ladj, lambda score: self._push(self._inverse_and_ladj, y, context, score)
+
+    def _inverse_and_push(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        """Return ``x``, ladj, and what maps the score of ``y`` to that of ``x``."""
+        x, ladj = self._inverse_and_ladj(y, context)
+        return x, ladj, lambda score: self._push(self._forward_and_ladj, x, context, score)
+
+    def _push(
+        self, way_back: _Direction, point: Tensor, context: Tensor | None, score: Tensor
+    ) -> Tensor:
+        held = None if context is None else context.detach()
+        with parameters_held(self):
+            (_, ladj), pull = linearise(lambda point: way_back(point, held), point)
+            return pull(score, torch.ones_like(ladj))[0]
 
     def forward_and_ladj(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""Return ``y`` and :math:`\log |\det \partial y / \partial x|` in one pass.
@@ -207,18 +257,14 @@ class FlowTransform(TransformModule, ConditionalTransform):
         return {**super().__getstate__(), "_inv": None}
 
 
-class RootedTransform(FlowTransform):
-    """A transform whose forward pass keeps what spares the inverse at its result a search.
+class PushingTransform(FlowTransform):
+    """A transform that knows the derivatives which move a score forward.
 
-    A subclass writes ``_forward_and_root`` and ``_inverse_from_root``, which searches where the
-    root is none.
+    A subclass writes ``_forward_and_push`` and ``_inverse_and_ladj``.
     """
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._forward_and_root(x, context)[:2]
-
-    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._inverse_from_root(y, context, None)
+        return self._forward_and_push(x, context)[:2]
 
 
 class Conditioned(torch.distributions.Transform):

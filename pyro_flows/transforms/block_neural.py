@@ -6,10 +6,10 @@ from torch import Tensor
 
 from pyro_flows.nn.block import BlockNet
 from pyro_flows.transforms.autoregressive import register_order, reorder
-from pyro_flows.transforms.base import Root, RootedTransform
+from pyro_flows.transforms.base import Push, PushingTransform, parameters_held
 
 
-class BlockNeuralAutoregressive(RootedTransform):
+class BlockNeuralAutoregressive(PushingTransform):
     r"""Map each coordinate by a monotone network whose weights are those of one network for all.
 
     Each coordinate owns a block of units in every layer. From one block of a coordinate to its
@@ -97,14 +97,19 @@ class BlockNeuralAutoregressive(RootedTransform):
             log_scale_bound=log_scale_bound,
         )
 
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
         x = reorder(x, self.order)
         y, log_slope = self.conditioner(x, context)
-        return reorder(y, self.inverse_order), log_slope.sum(-1), x.detach()
 
-    def _inverse_from_root(
-        self, y: Tensor, context: Tensor | None, root: Root
-    ) -> tuple[Tensor, Tensor]:
+        def push(score: Tensor) -> Tensor:
+            held = None if context is None else context.detach()
+            with parameters_held(self):
+                score = self.conditioner.push(reorder(score, self.order), x, held)
+            return reorder(score, self.inverse_order)
+
+        return reorder(y, self.inverse_order), log_slope.sum(-1), push
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         y = reorder(y, self.order)
-        x, log_slope = self.conditioner.solve(y, context, who=self._name, root=root)
+        x, log_slope = self.conditioner.solve(y, context, who=self._name)
         return reorder(x, self.inverse_order), -log_slope.sum(-1)

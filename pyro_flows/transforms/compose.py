@@ -1,16 +1,17 @@
 """Transforms made of other transforms."""
 
 from collections.abc import Iterable
+from functools import reduce
 from itertools import pairwise
 from typing import Any, cast
 
+import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
-from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import FlowTransform, Root, RootedTransform
+from pyro_flows.transforms.base import FlowTransform, Push, Run
 from pyro_flows.transforms.domains import same_constraint
 
 
@@ -52,7 +53,7 @@ def check_real(who: str, transform: FlowTransform) -> None:
             )
 
 
-class Compose(RootedTransform):
+class Compose(FlowTransform):
     r"""Chain transforms, the first one acting first: :math:`y = (f_n \circ \dots \circ f_1)(x)`.
 
     The context goes to every part that takes one; the parts that do agree on its size.
@@ -120,23 +121,35 @@ class Compose(RootedTransform):
         """Where ``y`` lies."""
         return self._ordered[-1].codomain
 
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
-        total, roots = widen(x.new_zeros(())), []
-        for part in self._ordered:
-            x, ladj, root = part._forward_and_root(x, context if part.context_dim else None)
-            total = total + ladj
-            roots.append(root)
-        return x, total, roots
+    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._forward_and_push(x, context)[:2]
 
-    def _inverse_from_root(
-        self, y: Tensor, context: Tensor | None, root: Root
-    ) -> tuple[Tensor, Tensor]:
-        total, parts = widen(y.new_zeros(())), self._ordered
-        roots = [None] * len(parts) if root is None else root
-        for part, own in zip(reversed(parts), reversed(roots), strict=True):
-            y, ladj = part._inverse_from_root(y, context if part.context_dim else None, own)
-            total = total + ladj
-        return y, total
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._inverse_and_push(y, context)[:2]
+
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        return _chain([(part, part._forward_and_push) for part in self._ordered], x, context)
+
+    def _inverse_and_push(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        return _chain([(part, part._inverse_and_push) for part in self._ordered[::-1]], y, context)
+
+
+def _chain(
+    steps: list[tuple[FlowTransform, Run]], point: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor, Push]:
+    """Run one direction of each transform after the other."""
+    ladjs, pushes = [], []
+    for part, run in steps:
+        point, ladj, push = run(point, context if part.context_dim else None)
+        ladjs.append(ladj)
+        pushes.append(push)
+
+    def push_all(score: Tensor) -> Tensor:
+        for push in pushes:
+            score = push(score)
+        return score
+
+    return point, reduce(torch.add, ladjs), push_all
 
 
 class Inverse(FlowTransform):
@@ -179,6 +192,12 @@ class Inverse(FlowTransform):
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.transform._forward_and_ladj(y, context)
+
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        return self.transform._inverse_and_push(x, context)
+
+    def _inverse_and_push(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        return self.transform._forward_and_push(y, context)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Return :math:`\log |\det \partial y / \partial x|`, from the transform's forward."""

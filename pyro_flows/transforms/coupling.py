@@ -1,6 +1,7 @@
 """Coupling transforms: some coordinates drive a map of the others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
@@ -10,8 +11,8 @@ from typing_extensions import Unpack
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import Root
+from pyro_flows.numerics import expand_batch, linearise, widen
+from pyro_flows.transforms.base import Push, parameters_held
 from pyro_flows.transforms.univariate import (
     Affine,
     Shift,
@@ -114,10 +115,35 @@ class Coupling(UnivariateTransform):
             got=_checks.describe(value),
         )
 
-    def _params(self, kept: Tensor, context: Tensor | None) -> Tensor:
-        """Return the parameters, of shape ``(*, K, |B|)``."""
+    def _params_and_pull(
+        self, kept: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the parameters, of shape ``(*, K, |B|)``, and what sends their share to ``A``."""
         seen = self.univariate.features(kept)
-        flat = self.conditioner(seen) if context is None else self.conditioner(seen, context)
+        if isinstance(self.conditioner, DenseNet):
+            flat, pull = self.conditioner.forward_and_pull(seen, context)
+        else:
+            flat = self._condition(seen, context)
+            pull = partial(self._pull_by_autodiff, seen, context)
+        params = self._as_params(flat)
+
+        def pull_back(by_params: Tensor) -> Tensor:
+            by_seen = pull(by_params.flatten(-2))
+            if seen is kept:
+                return by_seen
+            return linearise(lambda x: (self.univariate.features(x),), kept)[1](by_seen)[0]
+
+        return params, pull_back
+
+    def _condition(self, seen: Tensor, context: Tensor | None) -> Tensor:
+        return self.conditioner(seen) if context is None else self.conditioner(seen, context)
+
+    def _pull_by_autodiff(self, seen: Tensor, context: Tensor | None, by_flat: Tensor) -> Tensor:
+        held = None if context is None else context.detach()
+        with parameters_held(self.conditioner):
+            return linearise(lambda x: (self._condition(x, held),), seen)[1](by_flat)[0]
+
+    def _as_params(self, flat: Tensor) -> Tensor:
         sizes = self.univariate.num_params, self.input_dim - self.num_kept
         if not isinstance(flat, Tensor) or flat.shape[-1] != sizes[0] * sizes[1]:
             raise _checks.refusal(
@@ -129,18 +155,29 @@ class Coupling(UnivariateTransform):
             )
         return flat.unflatten(-1, sizes)
 
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
         kept, moved = self._split(x)
-        params = self._params(kept, context)
-        root = moved.detach() if self.inverse_kind == "numerical" else None
-        return *self._join(kept, *self.univariate.forward_and_ladj(moved, params)), root
+        params, pull = self._params_and_pull(kept, context)
+        moved, ladj, tangent = self.univariate.forward_and_tangent(moved, params)
 
-    def _inverse_from_root(
-        self, y: Tensor, context: Tensor | None, root: Root
-    ) -> tuple[Tensor, Tensor]:
+        def push(score: Tensor) -> Tensor:
+            by_kept, by_moved = self._split(score)
+            by_moved, by_params = tangent.push(by_moved)
+            return self._join(by_kept - pull(by_params) if self.num_kept else by_kept, by_moved)
+
+        return *self._joined(kept, moved, ladj), push
+
+    def _inverse_and_push(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
         kept, moved = self._split(y)
-        params = self._params(kept, context)
-        return self._join(kept, *self.univariate.inverse_from_root(moved, params, root))
+        params, pull = self._params_and_pull(kept, context)
+        moved, ladj, tangent = self.univariate.inverse_and_tangent(moved, params)
+
+        def push(score: Tensor) -> Tensor:
+            by_kept, by_moved = self._split(score)
+            by_moved, by_params = tangent.pull(by_moved)
+            return self._join(by_kept + pull(by_params) if self.num_kept else by_kept, by_moved)
+
+        return *self._joined(kept, moved, ladj), push
 
     def _note_order(self) -> None:
         """Note whether the kept coordinates are the first or the last: slices are cheap."""
@@ -169,21 +206,22 @@ class Coupling(UnivariateTransform):
         self._noted = id(self.order)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept = self._kept
-        if kept == "last":
-            moved, rest = x.tensor_split([self.input_dim - self.num_kept], -1)
-            return rest, moved
-        if kept == "scattered":
-            x = x.index_select(-1, self.order)
-        return x[..., : self.num_kept], x[..., self.num_kept :]
-
-    def _join(self, kept: Tensor, moved: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
-        where = self._kept
-        kept = kept.expand(*moved.shape[:-1], -1)
-        joined = torch.cat([moved, kept] if where == "last" else [kept, moved], -1)
+        where, sizes = self._kept, (self.num_kept, self.input_dim - self.num_kept)
         if where == "scattered":
-            joined = joined.index_select(-1, self.inverse_order)
-        return joined, widen(ladj).sum(-1).expand(joined.shape[:-1])
+            x = x.index_select(-1, self.order)
+        first, second = x.split(sizes[::-1] if where == "last" else sizes, -1)
+        return (second, first) if where == "last" else (first, second)
+
+    def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
+        where = self._kept
+        if kept.shape[:-1] != moved.shape[:-1]:
+            kept = kept.expand(*moved.shape[:-1], -1)
+        joined = torch.cat([moved, kept] if where == "last" else [kept, moved], -1)
+        return joined.index_select(-1, self.inverse_order) if where == "scattered" else joined
+
+    def _joined(self, kept: Tensor, moved: Tensor, ladj: Tensor) -> tuple[Tensor, Tensor]:
+        joined = self._join(kept, moved)
+        return joined, expand_batch(widen(ladj).sum(-1), joined.shape[:-1])
 
 
 class AffineCoupling(Coupling):

@@ -6,8 +6,8 @@ from typing import TypedDict
 from torch import Tensor
 
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import widen
-from pyro_flows.transforms.base import Root
+from pyro_flows.numerics import expand_batch, widen
+from pyro_flows.transforms.base import Push
 from pyro_flows.transforms.univariate import Univariate, UnivariateTransform
 
 
@@ -63,13 +63,12 @@ class Elementwise(UnivariateTransform):
         flat = self.conditioner(None, context)
         return flat.unflatten(-1, (self.univariate.num_params, self.input_dim))
 
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
-        y, ladj = self.univariate.forward_and_ladj(x, self._params(context))
-        root = x.detach() if self.inverse_kind == "numerical" else None
-        return y, widen(ladj).sum(-1).expand(y.shape[:-1]), root
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        y, ladj, tangent = self.univariate.forward_and_tangent(x, self._params(context))
+        ladj = expand_batch(widen(ladj).sum(-1), y.shape[:-1])
+        return y, ladj, lambda score: tangent.push(score)[0]
 
-    def _inverse_from_root(
-        self, y: Tensor, context: Tensor | None, root: Root
-    ) -> tuple[Tensor, Tensor]:
-        x, ladj = self.univariate.inverse_from_root(y, self._params(context), root)
-        return x, widen(ladj).sum(-1).expand(x.shape[:-1])
+    def _inverse_and_push(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        x, ladj, tangent = self.univariate.inverse_and_tangent(y, self._params(context))
+        ladj = expand_batch(widen(ladj).sum(-1), x.shape[:-1])
+        return x, ladj, lambda score: tangent.pull(score)[0]

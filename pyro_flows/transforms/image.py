@@ -1,19 +1,17 @@
 """Transforms of images, which are flat vectors of ``C * H * W`` entries in C-order."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import ShapeError
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import FlowTransform, Push, Run
 from pyro_flows.transforms.compose import check_real, check_transform
 from pyro_flows.transforms.linear import LULinear
 from pyro_flows.transforms.permute import Permute
-
-_Run = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def check_image_shape(who: str, value: Sequence[int]) -> tuple[int, int, int]:
@@ -71,16 +69,26 @@ class Pixelwise(FlowTransform):
         """Return the pixels of flat images, of shape ``(*, H * W, C)``."""
         return x.unflatten(-1, (self.image_shape[0], -1)).mT
 
-    def _run(self, run: _Run, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        context = None if context is None else context.unsqueeze(-2)
-        pixels, ladj = run(self.to_pixels(x), context)
-        return pixels.mT.flatten(-2), ladj.sum(-1)
-
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._run(self.transform._forward_and_ladj, x, context)
+        return self._forward_and_push(x, context)[:2]
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._run(self.transform._inverse_and_ladj, y, context)
+        return self._inverse_and_push(y, context)[:2]
+
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        return self._run(self.transform._forward_and_push, x, context)
+
+    def _inverse_and_push(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        return self._run(self.transform._inverse_and_push, y, context)
+
+    def _run(self, run: Run, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        context = None if context is None else context.unsqueeze(-2)
+        pixels, ladj, push = run(self.to_pixels(x), context)
+
+        def push_pixels(score: Tensor) -> Tensor:
+            return push(self.to_pixels(score)).mT.flatten(-2)
+
+        return pixels.mT.flatten(-2), ladj.sum(-1), push_pixels
 
     def extra_repr(self) -> str:
         """Name the sizes in the module's representation."""

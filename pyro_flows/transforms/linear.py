@@ -11,7 +11,7 @@ from pyro_flows.errors import DomainError
 from pyro_flows.nn.orthogonal import householder_matrix
 from pyro_flows.numerics import solve_rows, widen, zero_ladj
 from pyro_flows.transforms.affine import MovedAffine
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import Push, PushingTransform
 
 
 def _unit_triangle(raw: Tensor, *, upper: bool) -> Tensor:
@@ -53,7 +53,11 @@ class _Factored(MovedAffine):
         """Return the inverse of ``A`` times each row."""
         raise NotImplementedError
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _undo_transposed(self, rows: Tensor) -> Tensor:
+        """Return the inverse of the transposed ``A`` times each row."""
+        raise NotImplementedError
+
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
         loc, log_scale = self._loc_and_log_scale(context)
         scale = self.signs * log_scale.exp()
         upper = _unit_triangle(self.upper, upper=True)
@@ -61,7 +65,11 @@ class _Factored(MovedAffine):
             y = functional.linear(x, self._apply_factor(upper * scale), loc)
         else:
             y = functional.linear(x * scale, self._apply_factor(upper)) + loc
-        return y, widen(log_scale).sum(-1).expand(y.shape[:-1])
+
+        def push(score: Tensor) -> Tensor:
+            return self._undo_transposed(solve_rows(upper.T, score / scale))
+
+        return y, widen(log_scale).sum(-1).expand(y.shape[:-1]), push
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         loc, log_scale = self._loc_and_log_scale(context)
@@ -172,6 +180,10 @@ class LULinear(_Factored):
         rows = rows.index_select(-1, self.inverse_permutation)
         return solve_rows(_unit_triangle(self.lower, upper=False), rows)
 
+    def _undo_transposed(self, rows: Tensor) -> Tensor:
+        rows = solve_rows(_unit_triangle(self.lower, upper=False).T, rows, upper=True)
+        return rows.index_select(-1, self.permutation)
+
 
 class _Reflections(nn.Module):
     """A product of Householder reflections, whose vectors start in equal pairs."""
@@ -248,8 +260,11 @@ class QRLinear(_Factored):
     def _undo_factor(self, rows: Tensor) -> Tensor:
         return rows @ self.rotation()
 
+    def _undo_transposed(self, rows: Tensor) -> Tensor:
+        return functional.linear(rows, self.rotation())
 
-class Orthogonal(FlowTransform):
+
+class Orthogonal(PushingTransform):
     r"""Rotate the coordinates, by a product of Householder reflections.
 
     .. math:: y = H_1 H_2 \cdots H_K x, \qquad H_k = I - 2 \frac{v_k v_k^\top}{\|v_k\|^2}, \qquad
@@ -280,8 +295,10 @@ class Orthogonal(FlowTransform):
         super().__init__(input_dim)
         self.rotation = _Reflections(self._name, self.input_dim, num_reflections)
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return functional.linear(x, self.rotation()), zero_ladj(x)
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        rotation = self.rotation()
+        y = functional.linear(x, rotation)
+        return y, zero_ladj(x), lambda score: functional.linear(score, rotation)
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return y @ self.rotation(), zero_ladj(y)

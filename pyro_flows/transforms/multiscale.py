@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import FlowTransform, Push, Run
 from pyro_flows.transforms.compose import Compose, as_transforms, check_real, check_transform
 
 
@@ -57,14 +57,26 @@ class Partial(FlowTransform):
         return torch.cat([moved, kept.expand(*moved.shape[:-1], -1)], -1)
 
     def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        moved, kept = self.split(x)
-        moved, ladj = self.transform._forward_and_ladj(moved, context)
-        return self.join(moved, kept), ladj
+        return self._forward_and_push(x, context)[:2]
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        moved, kept = self.split(y)
-        moved, ladj = self.transform._inverse_and_ladj(moved, context)
-        return self.join(moved, kept), ladj
+        return self._inverse_and_push(y, context)[:2]
+
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        return self._run(self.transform._forward_and_push, x, context)
+
+    def _inverse_and_push(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        return self._run(self.transform._inverse_and_push, y, context)
+
+    def _run(self, run: Run, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        moved, kept = self.split(x)
+        moved, ladj, push = run(moved, context)
+
+        def push_moved(score: Tensor) -> Tensor:
+            by_moved, by_kept = self.split(score)
+            return self.join(push(by_moved), by_kept)
+
+        return self.join(moved, kept), ladj, push_moved
 
 
 class MultiScale(Compose):

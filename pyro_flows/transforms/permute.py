@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.numerics import zero_ladj
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import FlowTransform, Push
 
 
 class Permute(FlowTransform):
@@ -52,3 +52,11 @@ class Permute(FlowTransform):
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return y.index_select(-1, self.inverse_permutation), zero_ladj(y)
+
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        y, ladj = self._forward_and_ladj(x, context)
+        return y, ladj, lambda score: score.index_select(-1, self.permutation)
+
+    def _inverse_and_push(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
+        x, ladj = self._inverse_and_ladj(y, context)
+        return x, ladj, lambda score: score.index_select(-1, self.inverse_permutation)

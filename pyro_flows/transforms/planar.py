@@ -6,11 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from pyro_flows.nn import DenseNet
-from pyro_flows.numerics import above_minus_one, log_bend_slope, solve_bend
-from pyro_flows.transforms.base import Root, RootedTransform
+from pyro_flows.numerics import (
+    above_minus_one,
+    log_bend_slope,
+    log_bend_slope_slope,
+    solve_bend,
+)
+from pyro_flows.transforms.base import Push, PushingTransform
 
 
-class Planar(RootedTransform):
+class Planar(PushingTransform):
     r"""Bend the space along one direction.
 
     .. math:: y = x + \hat u \tanh(w^\top x + b), \qquad
@@ -74,17 +79,21 @@ class Planar(RootedTransform):
         u_hat = u + ((bounded - a) / norm_square)[..., None] * w
         return w, u_hat, b, bounded
 
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
         w, u_hat, b, bend = self._params(context)
         bent = torch.tanh(_project(x, w, b).double())
-        return _move(x, bent, u_hat), log_bend_slope(bent, bend), x.detach()
 
-    def _inverse_from_root(
-        self, y: Tensor, context: Tensor | None, root: Root
-    ) -> tuple[Tensor, Tensor]:
+        def push(score: Tensor) -> Tensor:
+            # By Sherman & Morrison's formula: the Jacobian is 1 + sech^2(t) u_hat w^T.
+            gate, ladj_slope = log_bend_slope_slope(bent, bend)
+            along = (gate * _project(score, u_hat) + ladj_slope) / (1 + gate * bend)
+            return _move(score, along, w, sign=-1)
+
+        return _move(x, bent, u_hat), log_bend_slope(bent, bend), push
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         w, u_hat, b, bend = self._params(context)
-        known = None if root is None else _project(root, w, b)
-        bent = torch.tanh(solve_bend(_project(y, w, b), bend, root=known).double())
+        bent = torch.tanh(solve_bend(_project(y, w, b), bend).double())
         return _move(y, bent, u_hat, sign=-1), -log_bend_slope(bent, bend)
 
 
@@ -97,11 +106,13 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 # Of one set of parameters and a batch of points, both have an operator of their own.
 
 
-def _project(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
+def _project(points: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """Return ``w . x + b``, of shape ``(*)``."""
     if points.dim() == 2 and w.dim() == 1:
-        return torch.mv(points, w) + b
-    return (points * w).sum(-1) + b.squeeze(-1)
+        product = torch.mv(points, w)
+        return product if b is None else product + b
+    product = (points * w).sum(-1)
+    return product if b is None else product + b.squeeze(-1)
 
 
 def _move(points: Tensor, bent: Tensor, u_hat: Tensor, *, sign: int = 1) -> Tensor:

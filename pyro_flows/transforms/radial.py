@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from pyro_flows.nn import DenseNet
 from pyro_flows.numerics import above_minus_one
-from pyro_flows.transforms.base import FlowTransform
+from pyro_flows.transforms.base import Push, PushingTransform
 
 # Radii from e^-10 to e^10: a point is never infinitely many radii away.
 _LOG_RADIUS_BOUND = 10.0
 _LARGEST_RADIUS = math.exp(_LOG_RADIUS_BOUND)
 
 
-class Radial(FlowTransform):
+class Radial(PushingTransform):
     r"""Push the space away from a centre, or draw it in.
 
     .. math:: y = x + \beta \, \frac{x - x_0}{\alpha + r}, \qquad r = \|x - x_0\|
@@ -77,13 +77,24 @@ class Radial(FlowTransform):
         alpha = _LARGEST_RADIUS ** torch.tanh(log_radius.double() / _LOG_RADIUS_BOUND)
         return center, alpha, above_minus_one(push.double())
 
-    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
         center, alpha, ratio = self._params(context)
         offset = x - center
-        h = alpha / (_length(offset) + alpha)
+        length = _length(offset)
+        h = alpha / (length + alpha)
         excess = ratio * h
         y = x + excess.to(x.dtype) * offset
-        return y, self._ladj_at(excess, h).to(_ladj_dtype(x))
+
+        def push(score: Tensor) -> Tensor:
+            across, along = 1 + excess, 1 + excess * h
+            ladj_slope = -excess * h / alpha * (2 * h / along + (self.input_dim - 1) / across)
+            # The centre itself has no direction, and needs none.
+            radius = offset / length.clamp(min=torch.finfo(length.dtype).tiny)
+            radial = (score * radius).sum(-1, keepdim=True)
+            move = (radial * (excess * (1 - h) / across) - ladj_slope) / along
+            return (score / across + move * radius).to(score.dtype)
+
+        return y, self._ladj_at(excess, h).to(_ladj_dtype(x)), push
 
     def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         center, alpha, ratio = self._params(context)

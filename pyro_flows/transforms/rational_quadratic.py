@@ -238,7 +238,8 @@ def _evaluate(x: Tensor, params: Tensor, knots: Knots, inverse: bool) -> tuple[T
     value = torch.addcmul(found.corner.select(-2, into), found.size.select(-2, into), share)
     # In the tails zero, but not in place of a NaN; added to x, it is the identity there.
     inside = _inside(x, knots)
-    return x + (value - t) * (inside * (2 * knots.bound)), ladj * inside, *found, *place
+    value = x + (value - t) * (inside * (2 * knots.bound))
+    return value, ladj * inside, inside, *found, *place
 
 
 class _Spline(torch.autograd.Function):
@@ -253,16 +254,16 @@ class _Spline(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, params, ctx.knots, ctx.inverse = inputs
-        y, _, *rest = output
-        ctx.save_for_backward(x, params, y, *rest)
-        ctx.mark_non_differentiable(*rest)
+        y, _, inside, *rest = output
+        ctx.save_for_backward(x, params, y, inside, *rest)
+        ctx.mark_non_differentiable(inside, *rest)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(
         ctx: Any, by_value: Tensor | None, by_ladj: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        x, params, _, *rest = ctx.saved_tensors
+        x, params, _, _, *rest = ctx.saved_tensors
         by_value = torch.zeros_like(x) if by_value is None else by_value
         by_ladj = torch.zeros_like(x) if by_ladj is None else by_ladj
         # What is saved has no derivatives.
@@ -283,8 +284,7 @@ def _pull_back(
     ctx: Any, found: _Bin, place: _Place, by_value: Tensor, by_ladj: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of the point and of the parameters, given those of both outputs."""
-    knots = ctx.knots
-    inside = _inside(ctx.saved_tensors[0], knots)
+    knots, inside = ctx.knots, ctx.saved_tensors[3]
     by_unit, by_ladj = by_value * (inside * (2 * knots.bound)), by_ladj * inside
     by_t = by_ladj * _curvature(place) / found.size.select(-2, 0)
     if ctx.inverse:
@@ -304,17 +304,60 @@ def _inside(x: Tensor, knots: Knots) -> Tensor:
     return (x.abs() < knots.bound).to(x.dtype)
 
 
-def _run(x: Tensor, params: Tensor, knots: Knots, inverse: bool) -> tuple[Tensor, Tensor]:
+class SplineTangent(NamedTuple):
+    """The derivatives of a spline where it was evaluated, for use without a graph."""
+
+    found: _Bin
+    place: _Place
+    inside: Tensor
+    knots: Knots
+    dtype: torch.dtype  # That of what the caller computes with.
+
+    def push(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the score of ``y``, given that of ``x``, and the parameters' share."""
+        by_t = self._ladj_by_t()
+        score = (score - by_t * (0.5 / self.knots.bound)) / self._slope()
+        return score.to(self.dtype), self._share(score, by_t)
+
+    def pull(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the score of ``x``, given that of ``y``, and the parameters' share."""
+        by_t = self._ladj_by_t()
+        by_x = score * self._slope() + by_t * (0.5 / self.knots.bound)
+        return by_x.to(self.dtype), self._share(score, by_t)
+
+    def slope_and_pull(self) -> tuple[Tensor, Tensor]:
+        """Return the derivatives for ``x`` and for the parameters."""
+        by_y = self.inside * (2 * self.knots.bound)
+        by = by_y * self.place.slope, by_y, torch.zeros_like(by_y)
+        pull = _gradients(self.found, self.place, self.knots, by)
+        return self._slope().to(self.dtype), pull.to(self.dtype)
+
+    def _slope(self) -> Tensor:
+        return 1 + self.inside * (self.place.slope - 1)
+
+    def _ladj_by_t(self) -> Tensor:
+        return self.inside * _curvature(self.place) / self.found.size.select(-2, 0)
+
+    def _share(self, by_value: Tensor, by_t: Tensor) -> Tensor:
+        by_y = by_value * (self.inside * (2 * self.knots.bound))
+        by = by_t + by_y * self.place.slope, by_y, self.inside
+        return _gradients(self.found, self.place, self.knots, by).to(self.dtype)
+
+
+def _run(
+    x: Tensor, params: Tensor, knots: Knots, inverse: bool
+) -> tuple[Tensor, Tensor, SplineTangent]:
     # Within forward-mode differentiation, torch would take a second derivative of a custom
     # function for zero; but the operations have all of them.
     is_forward_mode = getattr(forward_ad, "_current_level", -1) >= 0
     run = _evaluate if is_forward_mode else _Spline.apply
-    value, ladj, *_ = run(x, params, knots, inverse)
-    return value, ladj
+    value, ladj, inside, *rest = run(x, params, knots, inverse)
+    tangent = SplineTangent(_Bin(*rest[:8]), _Place(*rest[8:]), inside, knots, x.dtype)
+    return value, ladj, tangent
 
 
-def spline(x: Tensor, params: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
-    """Return the spline's value and its log-slope at ``x``.
+def spline(x: Tensor, params: Tensor, knots: Knots) -> tuple[Tensor, Tensor, SplineTangent]:
+    """Return the spline's value, its log-slope and its derivatives at ``x``.
 
     Args:
         x: Of shape ``(*, n)``; within the interval, if the spline is periodic.
@@ -325,8 +368,10 @@ def spline(x: Tensor, params: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
     return _run(x, params, knots, False)
 
 
-def spline_inverse(y: Tensor, params: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
-    """Return the ``x`` that :func:`spline` maps to ``y``, and minus the log-slope there.
+def spline_inverse(
+    y: Tensor, params: Tensor, knots: Knots
+) -> tuple[Tensor, Tensor, SplineTangent]:
+    """Return the ``x`` that :func:`spline` maps to ``y``, minus its log-slope and derivatives.
 
     Args:
         y: Of shape ``(*, n)``; within the interval, if the spline is periodic.
@@ -334,21 +379,3 @@ def spline_inverse(y: Tensor, params: Tensor, knots: Knots) -> tuple[Tensor, Ten
         knots: The options.
     """
     return _run(y, params, knots, True)
-
-
-def spline_slope_and_pull(x: Tensor, params: Tensor, knots: Knots) -> tuple[Tensor, Tensor]:
-    """Return the derivatives of :func:`spline` for ``x`` and for the parameters, detached.
-
-    Args:
-        x: Of shape ``(*, n)``; within the interval, if the spline is periodic.
-        params: Of shape ``(*, K, n)``, as for :func:`spline`.
-        knots: The options.
-    """
-    with torch.no_grad():
-        t, inside = _to_unit(x, knots), _inside(x, knots)
-        found = _find(t, params, knots, 0)
-        place = _place(t, found, knots)
-        by_y = inside * (2 * knots.bound) * torch.ones_like(place.slope)
-        by = by_y * place.slope, by_y, torch.zeros_like(by_y)
-        pull = _gradients(found, place, knots, by)
-        return 1 + inside * (place.slope - 1), pull

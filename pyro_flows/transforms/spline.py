@@ -11,6 +11,7 @@ from typing_extensions import Unpack, override
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
+from pyro_flows.nn.implicit import Tangent
 from pyro_flows.numerics import widen
 from pyro_flows.transforms.autoregressive import Autoregressive, AutoregressiveOptions
 from pyro_flows.transforms.coupling import Coupling, CouplingOptions
@@ -19,7 +20,6 @@ from pyro_flows.transforms.rational_quadratic import (
     Knots,
     spline,
     spline_inverse,
-    spline_slope_and_pull,
 )
 from pyro_flows.transforms.univariate import Univariate
 
@@ -110,18 +110,21 @@ class RationalQuadraticSpline(_Spline):
 
     @override
     def forward_and_ladj(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        y, ladj = spline(widen(x), widen(params), self._knots)
-        return y.to(x.dtype), ladj
+        return self.forward_and_tangent(x, params)[:2]
 
     @override
     def inverse_and_ladj(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        x, ladj = spline_inverse(widen(y), widen(params), self._knots)
-        return x.to(y.dtype), ladj
+        return self.inverse_and_tangent(y, params)[:2]
 
     @override
-    def slope_and_pull(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        slope, pull = spline_slope_and_pull(widen(x), widen(params), self._knots)
-        return slope.to(x.dtype), pull.to(params.dtype)
+    def forward_and_tangent(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tangent]:
+        y, ladj, tangent = spline(widen(x), widen(params), self._knots)
+        return y.to(x.dtype), ladj, tangent._replace(dtype=x.dtype)
+
+    @override
+    def inverse_and_tangent(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tangent]:
+        x, ladj, tangent = spline_inverse(widen(y), widen(params), self._knots)
+        return x.to(y.dtype), ladj, tangent._replace(dtype=y.dtype)
 
 
 @dataclass(frozen=True)
@@ -189,13 +192,13 @@ class CircularSpline(_Spline):
     @override
     def forward_and_ladj(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         turn, params = self._turn_and_rest(params)
-        y, ladj = spline(self._wrap(widen(x)), params, self._knots)
+        y, ladj, _ = spline(self._wrap(widen(x)), params, self._knots)
         return self._wrap(y + turn).to(x.dtype), ladj
 
     @override
     def inverse_and_ladj(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         turn, params = self._turn_and_rest(params)
-        x, ladj = spline_inverse(self._wrap(widen(y) - turn), params, self._knots)
+        x, ladj, _ = spline_inverse(self._wrap(widen(y) - turn), params, self._knots)
         return self._confine(x).to(y.dtype), ladj
 
     def _turn_and_rest(self, params: Tensor) -> tuple[Tensor, Tensor]:

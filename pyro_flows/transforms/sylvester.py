@@ -12,8 +12,15 @@ from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.nn import DenseNet
 from pyro_flows.nn.orthogonal import householder_matrix
-from pyro_flows.numerics import above_minus_one, log_bend_slope, log_sech_square, solve_bend, widen
-from pyro_flows.transforms.base import Root, RootedTransform
+from pyro_flows.numerics import (
+    above_minus_one,
+    log_bend_slope,
+    log_bend_slope_slope,
+    log_sech_square,
+    solve_bend,
+    widen,
+)
+from pyro_flows.transforms.base import Push, PushingTransform
 
 _LOG_SLOPE_BOUND = 3.0
 _LARGEST_SLOPE = math.exp(_LOG_SLOPE_BOUND)
@@ -29,7 +36,7 @@ class _Params(NamedTuple):
     bend: Tensor
 
 
-class Sylvester(RootedTransform):
+class Sylvester(PushingTransform):
     r"""Bend the space along several directions at once.
 
     .. math:: y = x + Q R \tanh(\tilde R Q^\top x + b), \qquad
@@ -151,20 +158,29 @@ class Sylvester(RootedTransform):
         frame = householder_matrix(vectors).index_select(-1, self.columns)
         return _Params(frame, outer, inner, bias, bend)
 
-    def _forward_and_root(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Root]:
+    def _forward_and_push(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Push]:
         p = self._params(context)
-        bent = torch.tanh(_affine(p.inner @ p.frame.mT, x, p.bias).double())
-        y = _move(x, p, bent)
-        return y, log_bend_slope(bent, p.bend).sum(-1), x.detach()
+        into, out = p.inner @ p.frame.mT, p.frame @ p.outer
+        bent = torch.tanh(_affine(into, x, p.bias).double())
 
-    def _inverse_from_root(
-        self, y: Tensor, context: Tensor | None, root: Root
-    ) -> tuple[Tensor, Tensor]:
+        def push(score: Tensor) -> Tensor:
+            # By Woodbury's formula: the Jacobian is 1 + Q R sech^2(a) R' Q^T.
+            gate, ladj_slope = log_bend_slope_slope(bent, p.bend)
+            product = (p.inner @ p.outer).mT
+            eye = torch.eye(self.num_hidden, dtype=gate.dtype, device=gate.device)
+            target = _apply(out.mT, score) - _apply(product, ladj_slope.to(score.dtype))
+            solved = torch.linalg.solve_triangular(
+                eye + product * gate[..., None, :], widen(target[..., None]), upper=False
+            )
+            return score - _apply(into.mT, (ladj_slope + gate * solved[..., 0]).to(score.dtype))
+
+        return _move(x, out, bent), log_bend_slope(bent, p.bend).sum(-1), push
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         p = self._params(context)
-        known = None if root is None else _apply(p.frame.mT, root).detach()
-        a = self._solve(_apply(p.frame.mT, y), p, known)
+        a = self._solve(_apply(p.frame.mT, y), p)
         bent = torch.tanh(a.double())
-        x = _move(y, p, -bent)
+        x = _move(y, p.frame @ p.outer, -bent)
         return x, -log_bend_slope(bent, p.bend).sum(-1)
 
     @torch.no_grad()
@@ -179,9 +195,9 @@ class Sylvester(RootedTransform):
             a = a + z[..., i, None] * p.inner[..., i]
         return z
 
-    def _solve(self, w: Tensor, p: _Params, z: Tensor | None) -> Tensor:
+    def _solve(self, w: Tensor, p: _Params) -> Tensor:
         r"""Return the :math:`a = \tilde R z + b` at which :math:`z + R \tanh a = w`."""
-        z = self._search(w, p) if z is None else z
+        z = self._search(w, p)
         with torch.no_grad():
             a = _activation(z, p)
         if not torch.is_grad_enabled():
@@ -205,6 +221,8 @@ def _triangle_places(m: int) -> Tensor:
 
 def _apply(matrix: Tensor, rows: Tensor) -> Tensor:
     """Return ``matrix @ row`` for each row, where both may have batch axes."""
+    if matrix.dim() == 2:
+        return functional.linear(rows, matrix)
     return (rows[..., None, :] @ matrix.mT)[..., 0, :]
 
 
@@ -217,9 +235,9 @@ def _affine(matrix: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
     return _apply(matrix, rows) + bias
 
 
-def _move(points: Tensor, p: _Params, bent: Tensor) -> Tensor:
-    """Return the points plus ``Q R`` times ``bent``."""
-    matrix, bent = p.frame @ p.outer, bent.to(points.dtype)
+def _move(points: Tensor, matrix: Tensor, bent: Tensor) -> Tensor:
+    """Return the points plus ``matrix`` times ``bent``."""
+    bent = bent.to(points.dtype)
     if points.dim() == matrix.dim() == 2:
         return torch.addmm(points, bent, matrix.mT)
     return points + _apply(matrix, bent)

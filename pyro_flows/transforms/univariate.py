@@ -1,7 +1,8 @@
 """Increasing maps of one coordinate, whose parameters come from elsewhere."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pyro.distributions import constraints
@@ -10,10 +11,11 @@ from typing_extensions import override
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
+from pyro_flows.nn.implicit import Tangent
 from pyro_flows.nn.opaque import opaque
-from pyro_flows.numerics import soft_bound, soft_bound_slope, widen
+from pyro_flows.numerics import Pull, linearise, pull_tanh, widen
 from pyro_flows.roots import solve_increasing
-from pyro_flows.transforms.base import RootedTransform
+from pyro_flows.transforms.base import FlowTransform, derive_anew
 from pyro_flows.transforms.domains import on_vectors
 
 
@@ -55,6 +57,11 @@ class Univariate:
     inverse_kind: ClassVar[Literal["exact", "numerical"]] = "numerical"
     num_features: ClassVar[int] = 1
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        derive_anew(cls, Univariate, "forward_and_ladj", "forward_and_tangent")
+        derive_anew(cls, Univariate, "inverse_and_ladj", "inverse_and_tangent")
+
     @property
     def domain(self) -> Any:
         """Where ``x`` lies."""
@@ -89,20 +96,7 @@ class Univariate:
             y: Of shape ``(*, n)``.
             params: Of shape ``(*, K, n)``; its batch axes broadcast with those of ``y``.
         """
-        return self.inverse_from_root(y, params, self.inverse(y, params))
-
-    def inverse_from_root(
-        self, y: Tensor, params: Tensor, x: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return what :meth:`inverse_and_ladj` does, given the root where it is known.
-
-        Args:
-            y: Of shape ``(*, n)``.
-            params: Of shape ``(*, K, n)``.
-            x: The root without a gradient, of shape ``(*, n)``; or none.
-        """
-        if x is None:
-            return self.inverse_and_ladj(y, params)
+        x = self.inverse(y, params)
         if torch.is_grad_enabled():
             # Newton's steps, whose value is rounding and whose derivatives are those of the
             # implicit function: one step alone gets the first one right, two get three.
@@ -143,11 +137,59 @@ class Univariate:
             x: Of shape ``(*, n)``.
             params: Of shape ``(*, K, n)``.
         """
-        x, params = x.detach(), params.detach()
-        y, pullback, ladj = torch.func.vjp(  # type: ignore[misc]
-            lambda params: self.forward_and_ladj(x, params), params, has_aux=True
-        )
-        return ladj.exp(), pullback(torch.ones_like(y))[0]
+        with torch.no_grad():
+            return self.forward_and_tangent(x.detach(), params.detach())[2].slope_and_pull()
+
+    def forward_and_tangent(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tangent]:
+        """Return what :meth:`forward_and_ladj` does, and the derivatives there.
+
+        Args:
+            x: Of shape ``(*, n)``.
+            params: Of shape ``(*, K, n)``.
+        """
+        return *self.forward_and_ladj(x, params), _Linearised(self, x, params)
+
+    def inverse_and_tangent(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tangent]:
+        """Return what :meth:`inverse_and_ladj` does, and the derivatives of the map at ``x``.
+
+        Args:
+            y: Of shape ``(*, n)``.
+            params: Of shape ``(*, K, n)``.
+        """
+        x, ladj = self.inverse_and_ladj(y, params)
+        return x, ladj, _Linearised(self, x, params)
+
+
+class _Linearised:
+    """The derivatives of any map, by autodiff."""
+
+    def __init__(self, univariate: Univariate, x: Tensor, params: Tensor) -> None:
+        self._univariate, self._at = univariate, (x, params)
+
+    @cached_property
+    def _values_and_pull(self) -> tuple[tuple[Tensor, ...], Pull]:
+        return linearise(self._univariate.forward_and_ladj, *self._at)
+
+    @cached_property
+    def _slope_and_pull(self) -> tuple[Tensor, ...]:
+        (y, _), pull = self._values_and_pull
+        return pull(torch.ones_like(y), None)
+
+    def slope_and_pull(self) -> tuple[Tensor, Tensor]:
+        slope, by_params = self._slope_and_pull
+        return slope, by_params
+
+    def push(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        (_, ladj), pull = self._values_and_pull
+        by_x, by_params = pull(None, torch.ones_like(ladj))
+        slope, moved = self._slope_and_pull
+        score = (score - by_x) / slope
+        return score, torch.addcmul(by_params, score[..., None, :], moved)
+
+    def pull(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        (_, ladj), pull = self._values_and_pull
+        by_x, by_params = pull(score, torch.ones_like(ladj))
+        return by_x, by_params
 
 
 @dataclass(frozen=True)
@@ -177,27 +219,56 @@ class Affine(Univariate):
     def __post_init__(self) -> None:
         _checks.check_positive(self._name, "log_scale_bound", self.log_scale_bound)
 
-    def _shift_and_log_scale(self, params: Tensor) -> tuple[Tensor, Tensor]:
+    def _shift_and_squashed(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``m`` and ``s``, over its bound."""
         shift, raw = params.unbind(-2)
-        return shift, soft_bound(raw, self.log_scale_bound)
+        return shift, torch.tanh(raw / self.log_scale_bound)
 
     @override
     def forward_and_ladj(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        shift, log_scale = self._shift_and_log_scale(params)
-        return x * log_scale.exp() + shift, log_scale
+        return self.forward_and_tangent(x, params)[:2]
 
     @override
     def inverse_and_ladj(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        shift, log_scale = self._shift_and_log_scale(params)
-        return (y - shift) * torch.exp(-log_scale), -log_scale
+        return self.inverse_and_tangent(y, params)[:2]
 
     @override
-    def slope_and_pull(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            _, log_scale = self._shift_and_log_scale(params)
-            slope = log_scale.exp()
-            by_log_scale = x * slope * soft_bound_slope(log_scale, self.log_scale_bound)
-            return slope, torch.stack([torch.ones_like(by_log_scale), by_log_scale], -2)
+    def forward_and_tangent(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tangent]:
+        shift, squashed = self._shift_and_squashed(params)
+        log_scale = squashed * self.log_scale_bound
+        scale = log_scale.exp()
+        return x * scale + shift, log_scale, _AffineTangent(x, scale, squashed)
+
+    @override
+    def inverse_and_tangent(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tangent]:
+        shift, squashed = self._shift_and_squashed(params)
+        log_scale = squashed * self.log_scale_bound
+        scale = log_scale.exp()
+        x = (y - shift) / scale
+        return x, -log_scale, _AffineTangent(x, scale, squashed)
+
+
+class _AffineTangent(NamedTuple):
+    """Where a shift and a scale are, with the log-scale over its bound."""
+
+    x: Tensor
+    scale: Tensor
+    squashed: Tensor
+
+    def push(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        by_y = score / self.scale
+        return by_y, self._share(by_y, score * self.x)
+
+    def pull(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        by_x = score * self.scale
+        return by_x, self._share(score, by_x * self.x)
+
+    def slope_and_pull(self) -> tuple[Tensor, Tensor]:
+        by_raw = pull_tanh(self.x * self.scale, self.squashed)
+        return self.scale, torch.stack([torch.ones_like(by_raw), by_raw], -2)
+
+    def _share(self, by_shift: Tensor, by_log_scale: Tensor) -> Tensor:
+        return torch.stack([by_shift, pull_tanh(by_log_scale + 1, self.squashed)], -2)
 
 
 @dataclass(frozen=True)
@@ -219,16 +290,39 @@ class Shift(Univariate):
 
     @override
     def forward_and_ladj(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        y = x + params[..., 0, :]
+        y = x + params.squeeze(-2)
         return y, torch.zeros_like(y)
 
     @override
     def inverse_and_ladj(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        x = y - params[..., 0, :]
+        x = y - params.squeeze(-2)
         return x, torch.zeros_like(x)
 
+    @override
+    def forward_and_tangent(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tangent]:
+        return *self.forward_and_ladj(x, params), _ShiftTangent(x)
 
-class UnivariateTransform(RootedTransform):
+    @override
+    def inverse_and_tangent(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tangent]:
+        x, ladj = self.inverse_and_ladj(y, params)
+        return x, ladj, _ShiftTangent(x)
+
+
+class _ShiftTangent(NamedTuple):
+    x: Tensor
+
+    def push(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        return score, score[..., None, :]
+
+    def pull(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        return self.push(score)
+
+    def slope_and_pull(self) -> tuple[Tensor, Tensor]:
+        ones = torch.ones_like(self.x)
+        return ones, ones[..., None, :]
+
+
+class UnivariateTransform(FlowTransform):
     """What transforms that map each coordinate by a :class:`Univariate` share.
 
     Args:
@@ -245,6 +339,12 @@ class UnivariateTransform(RootedTransform):
         self._check_univariate(univariate)
         self.univariate = univariate
         self.inverse_kind = univariate.inverse_kind  # type: ignore[misc]
+
+    def _forward_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._forward_and_push(x, context)[:2]
+
+    def _inverse_and_ladj(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._inverse_and_push(y, context)[:2]
 
     def _check_univariate(self, value: Univariate) -> None:
         if not isinstance(value, Univariate):
