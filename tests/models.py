@@ -77,6 +77,80 @@ def constrained_model():
     pyro.sample("correlation", dist.LKJCholesky(3, torch.tensor(2.0)))
 
 
+def correlated_model():
+    """Scales, a correlation, weights on a simplex, and a vector that all of them spread."""
+    scales = pyro.sample("scales", dist.HalfCauchy(torch.ones(3)).to_event(1))
+    factor = pyro.sample("factor", dist.LKJCholesky(3, torch.tensor(2.0)))
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    prior = dist.MultivariateNormal(torch.zeros(3), scale_tril=scales[..., None] * factor)
+    z = pyro.sample("z", prior)
+    pyro.sample("y", dist.StudentT(4.0, (weights * z).sum(-1), 1.0), obs=torch.tensor(0.5))
+
+
+def hierarchical_model(y):
+    """Eight schools, with as many schools and pupils as ``y`` has rows and columns."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    spread = pyro.sample("spread", dist.HalfNormal(5.0))
+    with pyro.plate("schools", y.shape[0], dim=-2):
+        effect = pyro.sample("effect", dist.Normal(mean, spread))
+        with pyro.plate("pupils", y.shape[1], dim=-1):
+            pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
+
+
+def scaled_model(x, y):
+    """The regression with a latent scale."""
+    beta = pyro.sample("beta", dist.Normal(x.new_zeros(x.shape[-1]), PRIOR_SD).to_event(1))
+    scale = pyro.sample("scale", dist.Gamma(x.new_tensor(2.0), x.new_tensor(2.0)))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal((x * beta).sum(-1), scale), obs=y)
+
+
+def subsampled_model(y):
+    """The normal model on a fifth of the data, drawn anew in each run."""
+    mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), PRIOR_SD))
+    with pyro.plate("data", len(y), subsample_size=len(y) // 5) as index:
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y[index])
+
+
+def hidden_markov_model(y):
+    """Two hidden states, summed over by the forward recursion."""
+    stay = pyro.sample("stay", dist.Beta(torch.tensor([8.0, 8.0]), 2.0).to_event(1))
+    means = pyro.sample("means", dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1))
+    moves = torch.stack([stay, 1 - stay], -1).log()
+    moves = torch.stack([moves[..., 0, :], moves[..., 1, :].flip(-1)], -2)
+    seen = dist.Normal(means[..., None, :], 1.0).log_prob(y[:, None])
+    alpha = seen[..., 0, :] - math.log(2)
+    for t in range(1, len(y)):
+        alpha = (alpha[..., None] + moves).logsumexp(-2) + seen[..., t, :]
+    pyro.factor("y", alpha.logsumexp(-1))
+
+
+def decoder_data(num=12):
+    return torch.randn(num, 5, generator=torch.Generator().manual_seed(4))
+
+
+class Decoder(pyro.nn.PyroModule):
+    """A variational autoencoder with a dropout, and its guide, under ``pyro.module``."""
+
+    def __init__(self):
+        super().__init__()
+        linear, relu, dropout = torch.nn.Linear, torch.nn.ReLU, torch.nn.Dropout
+        self.decoder = torch.nn.Sequential(linear(2, 6), relu(), dropout(0.3), linear(6, 5))
+        self.encoder = torch.nn.Sequential(linear(5, 6), relu(), linear(6, 4))
+
+    def forward(self, x):
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("encoder", self.encoder)
+        loc, log_scale = self.encoder(x).chunk(2, -1)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
 def ready(model, *args, **options):
     """Return a guide that is set up."""
     guide = pf.AutoFlow(model, **options)

@@ -1,0 +1,133 @@
+"""A recorded step, which begins as a traced graph and becomes native code."""
+
+import os
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_flows.infer.engine.graph import Graph
+from pyro_flows.infer.engine.native import Compilation, CompilingError, Native, compile_here
+from pyro_flows.infer.engine.recorder import RecordingError
+from pyro_flows.infer.engine.simplify import executable
+from pyro_flows.infer.engine.step import Batch, StepFunction
+
+# Of the gradient's norm, and of one plus the loss: the same operators in the same order against
+# other orders of summation.
+_SAME, _REORDERED = 1e-5, 1e-3
+_TRIES = 3
+# What compiling takes, in seconds; it gains two thirds of a traced step or more.
+_SECONDS, _SECONDS_PER_NODE = 8.0, 0.02
+_TIMED_STEPS, _POLL_EVERY = 10, 20
+
+
+class Runner:
+    """Run a step on a recorded graph of it, and on native code once that is there.
+
+    Args:
+        step: The step.
+        batch: What it is recorded with.
+
+    Attributes:
+        native: The graph as native code; none before it is loaded.
+
+    Raises:
+        RecordingError: The step cannot be recorded, or the graph does not give what the step does.
+    """
+
+    def __init__(self, step: StepFunction, batch: Batch) -> None:
+        self.native: Native | None = None
+        self._step, self._graph = step, Graph(step, batch)
+        self._traced = executable(self._graph.main)
+        self._compilation: Compilation | None = None
+        self._batch, self._inputs = batch, self._graph.inputs(batch)
+        self._began, self._taken = 0.0, 0
+        self._check(_SAME)
+
+    def __call__(self, batch: Batch) -> Sequence[Tensor]:
+        """Return what the step returns."""
+        if batch is not self._batch:
+            self._batch, self._inputs = batch, self._graph.inputs(batch)
+        inputs = self._inputs + self._graph.noise()
+        if self.native is not None:
+            return self.native(inputs)
+        with torch.no_grad():
+            outcome: Sequence[Tensor] = self._traced(*inputs)
+        return outcome
+
+    def compile_now(self) -> None:
+        """Wait until the graph is native code.
+
+        Raises:
+            CompilingError: It cannot be compiled.
+        """
+        self._begin()
+        self._finish()
+
+    def climb(self, remaining: int) -> None:
+        """Begin to compile where that pays, and switch to native code when it is there.
+
+        Args:
+            remaining: Number of steps that are planned still.
+
+        Raises:
+            CompilingError: It cannot be compiled.
+        """
+        self._taken += 1
+        if self._compilation is not None:
+            if self._taken % _POLL_EVERY == 0 and not self._compilation.running:
+                self._finish()
+        elif self._taken == 1:
+            self._began = time.perf_counter()
+        elif self._taken == _TIMED_STEPS + 1:
+            each = (time.perf_counter() - self._began) / _TIMED_STEPS
+            if self._pays(each * remaining):
+                self._begin()
+                if self._compilation is None:
+                    self._finish()
+
+    def close(self) -> None:
+        """Stop what compiles still."""
+        if self._compilation is not None:
+            self._compilation.stop()
+
+    def _pays(self, seconds: float) -> bool:
+        cost = _SECONDS + _SECONDS_PER_NODE * len(self._graph.main.graph.nodes)
+        # On a single core the compiler takes its time from the steps.
+        alone = len(os.sched_getaffinity(0)) == 1 if hasattr(os, "sched_getaffinity") else False
+        return seconds > (3 * cost if alone else cost)
+
+    def _begin(self) -> None:
+        inputs = self._inputs + self._graph.noise()
+        on_cpu = all(tensor.device.type == "cpu" for tensor in inputs)
+        self._compilation = Compilation(self._graph.main, inputs) if on_cpu else None
+
+    def _finish(self) -> None:
+        begun = self._compilation
+        self.native = compile_here(self._graph.main) if begun is None else begun.load()
+        try:
+            self._check(_REORDERED)
+        except RecordingError as error:
+            self.native = None
+            raise CompilingError(str(error)) from error
+
+    def _check(self, tolerance: float) -> None:
+        """Compare with the step, on random numbers of their own."""
+        for _ in range(_TRIES):
+            state = torch.get_rng_state()
+            ours = self(self._batch)
+            torch.set_rng_state(state)
+            theirs = self._step(self._batch)
+            if all(bool(tensor.isfinite().all()) for tensor in theirs):
+                break
+        else:
+            return
+        loss, norm = theirs[:2]
+        for mine, other in zip((ours[0], *ours[2:]), (loss, *theirs[2:]), strict=True):
+            distance = float((mine - other).norm())
+            if not distance <= tolerance * (float(norm) + abs(float(loss)) + 1):
+                raise RecordingError(
+                    "the recorded step gives other numbers than the step itself, which depends "
+                    "on more than its tensors"
+                )

@@ -1,0 +1,137 @@
+"""Fewer operators in a recorded graph, with the same numbers bit for bit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+# Operators that return their argument; the last one a constant, which some may write into.
+_ALIASES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
+# Those that do so if the shape and strides stay as they are.
+_RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default}
+# Other looks at a memory: two of the same are one. So are two numbers as tensors.
+_LOOKS = {
+    *_RESHAPES,
+    aten.t.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.scalar_tensor.default,
+} - {aten._unsafe_view.default}
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Drop the operators of a graph that change nothing, and those that repeat a look.
+
+    Args:
+        graph: A recorded graph; its nodes still tell their shapes.
+    """
+    seen: dict[Any, fx.Node] = {}
+    writes = any(_writes(node) for node in graph.nodes)
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if writes and node.target is aten.lift_fresh.default:
+            node.target = aten.clone.default
+        if writes and node.target is aten.scalar_tensor.default:
+            continue
+        same = _argument_it_returns(node) or _seen_before(node, seen)
+        if same is not None:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+        else:
+            _look_at_the_source(node)
+
+
+def _writes(node: fx.Node) -> bool:
+    """Say whether an operator writes into a tensor that is not new memory of its own."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return False
+    into = node.args[0]
+    return not (isinstance(into, fx.Node) and into.target is aten.empty.memory_format)
+
+
+def _argument_it_returns(node: fx.Node) -> fx.Node | None:
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    source = node.args[0]
+    if node.target in _ALIASES:
+        return source
+    if node.target is aten.t.default and source.target is aten.t.default:
+        return source.all_input_nodes[0]
+    before, after = source.meta.get("val"), node.meta.get("val")
+    if node.target not in _RESHAPES or not (
+        isinstance(before, Tensor) and isinstance(after, Tensor)
+    ):
+        return None
+    alike = before.shape == after.shape and before.stride() == after.stride()
+    return source if alike else None
+
+
+def _seen_before(node: fx.Node, seen: dict[Any, fx.Node]) -> fx.Node | None:
+    if node.target not in _LOOKS:
+        return None
+    key = node.target, repr(node.args), repr(node.kwargs)
+    before = seen.setdefault(key, node)
+    return None if before is node else before
+
+
+def _look_at_the_source(node: fx.Node) -> None:
+    """Let a view of a view be one of what that views."""
+    source = node.args[0] if node.args else None
+    if (
+        node.target is aten.view.default
+        and isinstance(source, fx.Node)
+        and source.target is aten.view.default
+    ):
+        node.args = (source.args[0], *node.args[1:])
+
+
+# Bound more directly than the operators themselves, which cost a microsecond more a call.
+_DIRECT: dict[Any, Callable[..., Any]] = {
+    aten.view.default: Tensor.view,
+    aten.expand.default: Tensor.expand,
+    aten.t.default: torch.t,
+    aten.mm.default: torch.mm,
+    aten.bmm.default: torch.bmm,
+    aten.addmm.default: torch.addmm,
+    aten.mul.Tensor: torch.mul,
+    aten.add.Tensor: torch.add,
+    aten.sub.Tensor: torch.sub,
+    aten.div.Tensor: torch.div,
+    aten.neg.default: torch.neg,
+    aten.exp.default: torch.exp,
+    aten.log.default: torch.log,
+    aten.tanh.default: torch.tanh,
+    aten.sum.dim_IntList: torch.sum,
+    aten.cat.default: torch.cat,
+    aten.where.self: torch.where,
+    aten.unsqueeze.default: torch.unsqueeze,
+    aten.pow.Tensor_Scalar: torch.pow,
+    aten.index_select.default: torch.index_select,
+}
+
+
+def executable(module: fx.GraphModule) -> Callable[..., Any]:
+    """Return a graph as a Python function that calls its operators without detours.
+
+    Args:
+        module: A graph of operators alone.
+    """
+    source, names = module.code, dict(module.forward.__globals__)
+    targets = {node.target for node in module.graph.nodes if node.op == "call_function"}
+    overloads = [target for target in targets if isinstance(target, torch._ops.OpOverload)]
+    # Longer names first, since one can be the beginning of another.
+    for target in sorted(overloads, key=lambda target: -len(str(target))):
+        name = str(target).replace(".", "_")
+        source = source.replace(f"torch.ops.{target}(", f"{name}(")
+        names[name] = _DIRECT.get(target, target._op)
+    exec(compile(source, "<step>", "exec"), names)
+    forward = names["forward"]
+    return lambda *inputs: forward(None, *inputs)
