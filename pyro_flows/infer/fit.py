@@ -1,34 +1,28 @@
-"""The fit loop."""
+"""The fit: a guide brought to the posterior of a model."""
 
 import logging
-import math
+import os
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-import pyro
-import torch
-from pyro import poutine
-from torch import Tensor, nn
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, FlowError
 from pyro_flows.infer import store
+from pyro_flows.infer.batches import Batches
 from pyro_flows.infer.guide import AutoFlow
-from pyro_flows.infer.importance import pareto_k
-from pyro_flows.infer.loop import Loop
+from pyro_flows.infer.loop import Callback
 from pyro_flows.infer.model_check import ModelCheck
+from pyro_flows.infer.options import FitOptions, MakeOptimizer, MakeScheduler
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.result import FitResult
-from pyro_flows.infer.threads import threads_for
+from pyro_flows.infer.run import Run
 
 logger = logging.getLogger("pyro_flows")
-
-_FINAL_DRAWS = 4096
-_FINAL_DRAWS_LOOPED = 1024
-_LEAST_BATCH = 64
 
 
 def fit(
@@ -37,8 +31,20 @@ def fit(
     *args: Any,
     steps: int = 2000,
     particles: int = 256,
-    lr: float = 5e-3,
+    lr: float | str | None = None,
     clip_norm: float = 10.0,
+    num_importance: int = 1,
+    gradient: str | None = None,
+    engine: str = "auto",
+    optimizer: MakeOptimizer | None = None,
+    scheduler: MakeScheduler | None = None,
+    stop_early: bool = True,
+    particle_chunk: int | None = None,
+    batches: Iterable[Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
+    resume: bool = False,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -47,32 +53,66 @@ def fit(
 
     .. math:: \mathrm{ELBO} = \mathbb{E}_{q(\theta)} [\log p(\theta, y) - \log q(\theta)]
 
-    Adam, with a warm-up of 50 steps, a cosine decay of the step size to zero, and clipping of the
-    gradient's norm. All particles of a step run at once where the model broadcasts over them,
-    which is checked, and one by one where it does not. A step whose loss or gradient is not finite
-    is skipped; its parameters and moments stay as they were.
+    Adam, with a warm-up of 50 steps, a decay of the step size over the last 30 %, and clipping of
+    the gradient's norm over all parameters. A run ends when its ELBO rises no more: a plateau
+    begins the decay. Handed back is the best on fresh draws of the average over the decay, the
+    last state, and the best state before.
+
+    All particles of a step run at once where the model can, which is checked, and one by one where
+    it cannot. A step whose loss or gradient is not finite is skipped, with parameters and moments
+    as they were; after 50 in a row the run goes on from its best state with a tenth of the step
+    size, twice at most. A step of a longer run is recorded as a graph and compiled.
 
     Args:
         model: The model.
         guide: An :class:`~pyro_flows.AutoFlow`, or any guide of Pyro's.
         *args: Arguments of the model.
-        steps: Number of steps.
+        steps: Largest number of steps.
         particles: Number of Monte-Carlo draws a step.
-        lr: Largest step size.
+        lr: Largest step size; the smaller of 0.005 and 0.1 over the number of latents if not
+            given. ``"search"`` tries five from a tenth to ten times that in short runs at once.
         clip_norm: Largest norm of the gradient over all parameters.
+        num_importance: Number of draws under one logarithm; above one, the importance-weighted
+            bound is maximised instead of the ELBO.
+        gradient: ``"path"``, ``"total"`` or ``"dreg"``, the doubly reparametrised one, which is
+            what the path gradient becomes for ``num_importance`` above one; by the guide's own
+            choice if not given.
+        engine: ``"auto"``, ``"eager"``, ``"traced"`` or ``"compiled"``: how a step runs;
+            ``"auto"`` falls back from what cannot be done, the others raise.
+        optimizer: A function from tensors to an optimiser of theirs, instead of Adam.
+        scheduler: A function from the optimiser to a scheduler of torch's, instead of warm-up and
+            decay.
+        stop_early: Whether a plateau of the ELBO ends the run before ``steps``.
+        particle_chunk: Number of particles at once, where memory is short; a divisor of
+            ``particles``. The gradient stays the same.
+        batches: Yields the model's positional arguments of each step, in place of ``*args``; a
+            list or a ``DataLoader``, for example, which is iterated over and over.
+        callbacks: Called after each step with a :class:`~pyro_flows.infer.StepInfo`; one that
+            returns True ends the run.
+        checkpoint: A file to save the run in, at its end and every ``checkpoint_every`` seconds.
+        checkpoint_every: Seconds between two saves.
+        resume: Whether to go on from ``checkpoint``, if there is such a file; on the CPU, and on
+            one rung of the engine, the run is then the same bit for bit.
         seed: Seeds the run, which then leaves the global random state alone; none draws from that
-            state.
+            state. The same seed gives the same run on the same rung of the engine; ``"auto"``
+            changes rungs by the clock in longer runs, and then only to rounding.
         progress: Whether to show a progress bar.
         **kwargs: Keyword arguments of the model; one that has a name of the above is to be bound
             with ``functools.partial``.
 
     Returns:
         The losses, the ELBO with its standard error, k-hat, and how the fit ended. Ctrl-C ends it
-        early with what was reached.
+        early with the best that was reached.
 
     Raises:
         DomainError: An argument is not possible, or there is nothing to train.
-        NonFiniteError: 50 steps in a row were not finite; the last good parameters are in place.
+        NonFiniteError: 50 steps in a row were not finite, and smaller steps did not help; the
+            last good parameters are in place.
+        CheckpointError: The checkpoint cannot be written, or is damaged, or is another run's.
+
+    Reference:
+        Kucukelbir et al. (2017), *Automatic differentiation variational inference*; Dhaka et al.
+        (2020), *Robust, accurate stochastic optimization for variational inference*.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -86,38 +126,74 @@ def fit(
         >>> result.status
         'max_steps'
     """
-    steps = _checks.check_count("fit", "steps", steps)
-    particles = _checks.check_count("fit", "particles", particles)
-    lr = _checks.check_positive("fit", "lr", lr)
-    clip_norm = _checks.check_positive("fit", "clip_norm", clip_norm)
+    options = FitOptions(
+        steps=steps,
+        particles=particles,
+        lr=lr,
+        clip_norm=clip_norm,
+        num_importance=num_importance,
+        gradient=gradient,
+        engine=engine,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        stop_early=stop_early,
+        particle_chunk=particle_chunk,
+        batches=batches,
+        callbacks=callbacks,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        progress=progress,
+    )
     began = time.perf_counter()
-    with store.unused(), seeded("fit", seed):
+    with store.unused(), seeded("fit", seed), _using(guide, gradient):
+        of_steps = Batches(args, kwargs, batches)
+        first_args, first_kwargs = of_steps.first
         if isinstance(guide, AutoFlow):
-            guide.initialise(*args, **kwargs)
-        scorer = _particles(model, guide, args, kwargs)
-        parameters = _trainable(model, guide, args, kwargs)
-        loop = Loop(scorer, parameters, steps, lr, clip_norm)
-        elements = particles * scorer.elements
-        products = particles * sum(parameter.numel() for parameter in parameters)
-        with pyro.validation_enabled(False), threads_for(elements=elements, products=products):
-            status, reason = loop.run(particles, progress)
-            try:
-                outcome = _evaluate(scorer, particles)
-            except KeyboardInterrupt:
-                # The steps are taken; only what is said of them is missing.
-                status, reason = "interrupted", "by the user, before the final evaluation"
-                outcome = Outcome(math.nan, math.nan, math.nan, math.nan)
+            guide.initialise(*first_args, **first_kwargs)
+        scorer = _particles(model, guide, first_args, first_kwargs)
+        run = Run(scorer, of_steps, options)
+        ending = run.take()
     return FitResult(
-        losses=np.array(loop.losses),
-        status=status,
-        reason=reason,
-        steps=len(loop.losses),
-        skipped_steps=loop.skipped,
+        losses=np.array(run.loop.losses),
+        status=ending.status,
+        reason=ending.reason,
+        steps=len(run.loop.losses),
+        skipped_steps=run.loop.skipped,
+        restarts=run.loop.restarts,
         seconds=time.perf_counter() - began,
+        lr=run.loop.base_sizes[0],
+        state=ending.state,
+        engine=run.loop.engine.rung,
+        step_bytes=ending.step_bytes,
         vectorized=scorer.vectorized,
         subsampled=scorer.subsamples,
-        **outcome._asdict(),
+        **ending.outcome._asdict(),
     )
+
+
+@contextmanager
+def _using(guide: Callable[..., Any], gradient: str | None) -> Iterator[None]:
+    """Let a guide give the gradient that was asked for."""
+    if gradient is None:
+        yield
+        return
+    if not isinstance(guide, AutoFlow):
+        if gradient != "total":
+            raise _checks.refusal(
+                DomainError,
+                "fit",
+                expected=f"a guide with path gradients, for gradient={gradient!r}",
+                got=_checks.describe(guide),
+                advice="Use an AutoFlow, or leave the gradient to the guide.",
+            )
+        yield
+        return
+    before, guide.gradient = guide.gradient, "total" if gradient == "total" else "path"
+    try:
+        yield
+    finally:
+        guide.gradient = before
 
 
 def _particles(
@@ -147,55 +223,3 @@ def _particles(
             scorer.broadcast.reason,
         )
     return scorer
-
-
-def _trainable(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> list[Tensor]:
-    """Return the parameters of guide and model: of the modules, and of Pyro's store."""
-    with torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as capture:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        poutine.replay(model, trace=guide_trace)(*args, **kwargs)
-    sites: list[Any] = list(capture.trace.nodes.values())
-    found = [site["value"].unconstrained() for site in sites]
-    for part in (guide, model):
-        found += list(part.parameters()) if isinstance(part, nn.Module) else []
-    unique = {id(parameter): parameter for parameter in found if parameter.requires_grad}
-    if not unique:
-        raise _checks.refusal(
-            DomainError,
-            "fit",
-            expected="a guide or a model with parameters to train",
-            got="none that require a gradient",
-            advice="Call requires_grad_(True) on a frozen guide.",
-        )
-    return list(unique.values())
-
-
-class Outcome(NamedTuple):
-    """What fresh draws say of a fitted guide."""
-
-    elbo: float
-    elbo_se: float
-    ess: float
-    k_hat: float
-
-
-@torch.no_grad()
-def _evaluate(scorer: Particles, particles: int) -> Outcome:
-    """Score fresh draws, in batches like the fit's."""
-    draws = _FINAL_DRAWS if scorer.vectorized else _FINAL_DRAWS_LOOPED
-    size = max(particles, _LEAST_BATCH)
-    batches = [scorer.score(size) for _ in range(math.ceil(draws / size))]
-    log_weights = torch.cat([batch.log_p - batch.log_q for batch in batches]).double()
-    elbo, elbo_se = float(log_weights.mean()), float(log_weights.std() / len(log_weights) ** 0.5)
-    bad = bool((log_weights.isnan() | (log_weights == torch.inf)).any())
-    if bad or scorer.subsamples:
-        # With a subsample, the weights would tell of the subsample as much as of the guide.
-        return Outcome(elbo, elbo_se, math.nan, math.nan)
-    shares = torch.softmax(log_weights, 0)
-    ess = float(1 / shares.square().sum()) / len(log_weights)
-    return Outcome(elbo, elbo_se, ess, pareto_k(log_weights))

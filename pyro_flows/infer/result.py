@@ -8,7 +8,7 @@ import numpy as np
 # A guide that wastes fewer draws than this is right, whatever the few largest weights look like.
 _NEARLY_ALL = 0.95
 
-Status = Literal["max_steps", "interrupted"]
+Status = Literal["converged", "max_steps", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,20 @@ class FitResult:
     Attributes:
         losses: The negative ELBO estimate of each step, of shape ``(steps,)``; NaN where the step
             was skipped.
-        status: ``"max_steps"`` or ``"interrupted"``.
+        status: ``"converged"``: the ELBO reached a plateau, within its Monte-Carlo error;
+            ``"max_steps"``: all steps were taken without one; or ``"interrupted"``.
         reason: Why the fit ended, in words.
         steps: Number of steps taken, the skipped ones among them.
         skipped_steps: Number of steps without an update, for a loss or gradient that was not
             finite.
+        restarts: Number of times that the run was rolled back to its best state, after too many
+            skipped steps in a row.
         seconds: Duration, the guide's start included.
+        lr: Largest step size.
+        state: Which state was the best on fresh draws, and is in place: ``"average"`` over the
+            decay of the step size, ``"last"``, or ``"best"`` of the steps before.
+        step_bytes: Most bytes that the tensors of one step hold at once, run by Python.
+        engine: How the last step ran: ``"eager"``, ``"traced"`` or ``"compiled"``.
         elbo: ELBO of the fitted guide, on fresh draws, in nats.
         elbo_se: Its Monte-Carlo standard error.
         ess: Effective share of those draws, between 0 and 1, by their importance weights.
@@ -38,7 +46,12 @@ class FitResult:
     reason: str
     steps: int
     skipped_steps: int
+    restarts: int
     seconds: float
+    lr: float
+    state: str
+    engine: str
+    step_bytes: int
     elbo: float
     elbo_se: float
     ess: float
@@ -48,12 +61,14 @@ class FitResult:
 
     def __repr__(self) -> str:
         skipped = f", {self.skipped_steps} skipped" if self.skipped_steps else ""
+        skipped += f", {self.restarts} restarts" if self.restarts else ""
         looped = "" if self.vectorized else ", one particle at a time"
-        rate = f"{self.steps / max(self.seconds, 1e-9):.0f} a second"
+        rate = f"{self.steps / max(self.seconds, 1e-9):.0f} a second, {self.engine}"
         return (
             f"FitResult: {self.status} ({self.reason})\n"
             f"  steps  {self.steps}{skipped} in {self.seconds:.1f} s ({rate}{looped})\n"
             f"  ELBO   {self.elbo:.3f} +- {self.elbo_se:.3f}\n"
+            f"  memory {self.step_bytes / 1e6:.1f} MB a step\n"
             f"  k-hat  {self.k_hat:.2f}, ESS {100 * self.ess:.0f} % ({self._verdict()})"
         )
 

@@ -1,0 +1,117 @@
+"""The options of a fit, checked."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_flows import _checks
+from pyro_flows.errors import DomainError
+from pyro_flows.infer.engine import RUNGS
+from pyro_flows.infer.loop import Callback
+from pyro_flows.infer.objective import GRADIENTS
+
+MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+_WHO = "fit"
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What :func:`~pyro_flows.fit` takes besides model, guide and data; see there."""
+
+    steps: int
+    particles: int
+    lr: float | str | None
+    clip_norm: float
+    num_importance: int
+    gradient: str | None
+    engine: str
+    optimizer: MakeOptimizer | None
+    scheduler: MakeScheduler | None
+    stop_early: bool
+    particle_chunk: int | None
+    batches: Iterable[Any] | None
+    callbacks: Sequence[Callback]
+    checkpoint: str | os.PathLike[str] | None
+    checkpoint_every: float
+    resume: bool
+    progress: bool
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "particles", "num_importance", "particle_chunk"):
+            if getattr(self, name) is not None or name != "particle_chunk":
+                self._set(name, _checks.check_count(_WHO, name, getattr(self, name)))
+        for name in ("clip_norm", "checkpoint_every"):
+            self._set(name, _checks.check_positive(_WHO, name, getattr(self, name)))
+        if isinstance(self.lr, str):
+            _checks.check_choice(_WHO, "lr", self.lr, ("search",))
+        elif self.lr is not None:
+            self._set("lr", _checks.check_positive(_WHO, "lr", self.lr))
+        _checks.check_choice(_WHO, "engine", self.engine, RUNGS)
+        self._check_gradient()
+        self._check_chunk()
+        self._check_functions()
+        if not isinstance(self.checkpoint, str | os.PathLike | None):
+            raise _refusal("checkpoint to be a path", _checks.describe(self.checkpoint))
+        if self.resume and self.checkpoint is None:
+            raise _refusal("a path as checkpoint, to resume from", "none")
+        if self.lr is not None and self.optimizer is not None:
+            raise _refusal("lr or an optimizer of your own", "both", "Give the optimizer its lr.")
+
+    def _set(self, name: str, value: float) -> None:
+        """Keep a number as Python's own, which a run file can hold, in place of numpy's."""
+        object.__setattr__(self, name, value)
+
+    @property
+    def chunk(self) -> int:
+        """Number of particles at once."""
+        return self.particles if self.particle_chunk is None else self.particle_chunk
+
+    @property
+    def chunks(self) -> int:
+        """How often that many are drawn in a step."""
+        return self.particles // self.chunk
+
+    def _check_gradient(self) -> None:
+        if self.gradient is None:
+            return
+        _checks.check_choice(_WHO, "gradient", self.gradient, GRADIENTS)
+        if self.gradient == "path" and self.num_importance > 1:
+            raise _refusal(
+                "an unbiased gradient of the importance-weighted bound",
+                'gradient="path", which is biased for num_importance above 1',
+                'Pass gradient="dreg" or gradient="total".',
+            )
+
+    def _check_chunk(self) -> None:
+        if self.particles % self.chunk or self.chunk % self.num_importance:
+            raise _refusal(
+                "particles to be a multiple of particle_chunk, and that one of num_importance",
+                f"particles={self.particles}, particle_chunk={self.particle_chunk}, "
+                f"num_importance={self.num_importance}",
+            )
+
+    def _check_functions(self) -> None:
+        if not isinstance(self.callbacks, Sequence):
+            raise _refusal(
+                "callbacks to be a list of functions",
+                _checks.describe(self.callbacks),
+                "Pass [function].",
+            )
+        named: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        named |= {f"callbacks[{k}]": callback for k, callback in enumerate(self.callbacks)}
+        for name, value in named.items():
+            if value is not None and not callable(value):
+                raise _refusal(
+                    f"{name} to be a function",
+                    _checks.describe(value),
+                    "Pass lambda parameters: torch.optim.SGD(parameters, lr=0.1), for example.",
+                )
+
+
+def _refusal(expected: str, got: str, advice: str = "") -> Exception:
+    return _checks.refusal(DomainError, _WHO, expected=expected, got=got, advice=advice)

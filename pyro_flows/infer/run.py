@@ -1,0 +1,215 @@
+"""One run of a fit: what it is made of, its steps, and its end."""
+
+import math
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.infer.autoguide.guides import AutoContinuous
+from torch import nn
+
+from pyro_flows.checkpoint import JSON
+from pyro_flows.infer.adam import FlatAdam
+from pyro_flows.infer.agreement import check_agreement, sizes_of
+from pyro_flows.infer.batches import Batches
+from pyro_flows.infer.diagnosis import Diagnosis
+from pyro_flows.infer.engine import Engine, FlatParameters, StepFunction
+from pyro_flows.infer.engine.memory import peak_memory
+from pyro_flows.infer.loop import Loop
+from pyro_flows.infer.objective import VariationalLoss
+from pyro_flows.infer.options import FitOptions
+from pyro_flows.infer.outcome import Outcome, choose_state, evaluate
+from pyro_flows.infer.particles import Particles
+from pyro_flows.infer.result import Status
+from pyro_flows.infer.run_file import RunFile
+from pyro_flows.infer.schedule import Schedule
+from pyro_flows.infer.signals import Termination
+from pyro_flows.infer.step_size import search_step_size
+from pyro_flows.infer.threads import threads_for
+from pyro_flows.infer.trainable import trainable
+
+_LR, _LR_BY_DIMENSION = 5e-3, 0.1
+
+
+class Ending(NamedTuple):
+    """How a run ended, which state it hands back, and what fresh draws say of it."""
+
+    status: Status
+    reason: str
+    state: str
+    outcome: Outcome
+    step_bytes: int
+
+
+class Run:
+    """One run of a fit.
+
+    Args:
+        scorer: Draws and scores the particles.
+        batches: What each step is called with.
+        options: The options.
+
+    Raises:
+        DomainError: There is nothing to train, or an option does not go with the guide.
+        CheckpointError: The run to be resumed is damaged, or another's.
+    """
+
+    def __init__(self, scorer: Particles, batches: Batches, options: FitOptions) -> None:
+        self._scorer, self._batches, self._options = scorer, batches, options
+        args, kwargs = batches.first
+        of_guide, of_model = trainable(scorer.model, scorer.guide, args, kwargs)
+        objective = VariationalLoss(
+            scorer,
+            options.chunk,
+            num_importance=options.num_importance,
+            squared=getattr(scorer.guide, "gradient", "total") == "path",
+        )
+        self._flat = FlatParameters({**of_guide, **of_model})
+        groups = [list(of_guide), list(of_model)]
+        clip_norm = options.clip_norm if options.chunks == 1 else None
+        self._step = StepFunction(objective, self._flat, groups, clip_norm)
+        try:
+            self.loop = self._make_loop(self._step_size())
+            self._file = self._make_file()
+            if self._file is not None and options.resume:
+                self._file.restore()
+        except BaseException:
+            self._flat.release()
+            raise
+
+    def _step_size(self) -> float:
+        asked = self._options.lr
+        if isinstance(asked, float | int):
+            return float(asked)
+        lr = min(_LR, _LR_BY_DIMENSION / max(self._num_latents(), 1))
+        # A run that goes on has its step size in its file.
+        goes_on = self._options.resume and Path(self._options.checkpoint or "").is_file()
+        if asked is None or goes_on:
+            return lr
+        with pyro.validation_enabled(False), self._threads():
+            steps = self._options.steps
+            return search_step_size(self._step, self._batches.from_step(0), lr, steps)
+
+    def _num_latents(self) -> int:
+        guide = self._scorer.guide
+        if isinstance(guide, AutoContinuous):
+            return int(guide.latent_dim)
+        return self._scorer.num_latents
+
+    def _make_loop(self, lr: float) -> Loop:
+        options = self._options
+        looped = "the model runs once for each particle" if not self._scorer.vectorized else ""
+        engine = Engine(
+            "fit",
+            self._step,
+            options.engine,
+            options.steps,
+            untraceable=looped,
+            chunks=options.chunks,
+            clip_norm=options.clip_norm,
+        )
+        tensors = self._flat.tensors
+        make = options.optimizer or (lambda tensors: FlatAdam(tensors, lr))
+        optimizer = make(tensors)
+        return Loop(
+            engine,
+            self._flat,
+            optimizer,
+            Schedule(options.steps),
+            scheduler=options.scheduler and options.scheduler(optimizer),
+            stop_early=options.stop_early,
+            callbacks=tuple(options.callbacks),
+            diagnose=Diagnosis(self._scorer, self._step, options.chunk, options.chunks),
+        )
+
+    def _make_file(self) -> RunFile | None:
+        options = self._options
+        if options.checkpoint is None:
+            return None
+        parts = {"guide": self._scorer.guide, "model": self._scorer.model}
+        modules = {role: part for role, part in parts.items() if isinstance(part, nn.Module)}
+        same: dict[str, JSON] = {
+            "steps": options.steps,
+            "particles": options.particles,
+            "particle_chunk": options.chunk,
+            "lr": options.lr,
+            "clip_norm": options.clip_norm,
+            "num_importance": options.num_importance,
+            "gradient": options.gradient,
+            "stop_early": options.stop_early,
+            "guide": type(self._scorer.guide).__name__,
+        }
+        same |= sizes_of(self._scorer)
+        every = options.checkpoint_every
+        return RunFile(
+            options.checkpoint, every, self.loop, self._batches, modules=modules, options=same
+        )
+
+    def take(self) -> Ending:
+        """Take the steps, put the best state in place, and score it.
+
+        Raises:
+            NonFiniteError: Too many steps in a row were not finite; the last good parameters are
+                in place.
+        """
+        chunk = self._options.chunk
+        with pyro.validation_enabled(False), self._threads():
+            try:
+                status, reason = self._steps()
+                state = self._choose()
+                outcome = evaluate(self._scorer, chunk)
+                step_bytes = self._memory()
+            except KeyboardInterrupt:
+                # The steps are taken; only what is said of them is missing.
+                status, reason, state = "interrupted", "by the user, before the evaluation", "last"
+                outcome, step_bytes = Outcome(math.nan, math.nan, math.nan, math.nan), 0
+            finally:
+                self.loop.engine.close()
+                self._flat.release()
+        return Ending(status, reason, state, outcome, step_bytes)
+
+    def _memory(self) -> int:
+        with torch.random.fork_rng(devices=[]):
+            return peak_memory(lambda: self._step(self._batches.first))
+
+    def _threads(self) -> AbstractContextManager[None]:
+        chunk = self._options.chunk
+        products = chunk * sum(tensor.numel() for tensor in self._flat.tensors)
+        return threads_for(elements=chunk * self._scorer.elements, products=products)
+
+    def _steps(self) -> tuple[Status, str]:
+        file, termination = self._file, Termination()
+        if file is None:
+            return self.loop.run(
+                self._from_here(), progress=self._options.progress, after_step=lambda: None
+            )
+
+        def after_step() -> None:
+            if termination.asked:
+                file.save()
+                termination.obey()
+            file.save_if_due()
+
+        with termination.noted():
+            ending = self.loop.run(
+                self._from_here(), progress=self._options.progress, after_step=after_step
+            )
+            file.save()
+        return ending
+
+    def _from_here(self) -> Any:
+        check = partial(check_agreement, self._scorer)
+        return self._batches.from_step(len(self.loop.losses), check)
+
+    def _choose(self) -> str:
+        self._scorer.args, self._scorer.kwargs = self._batches.first
+        loop = self.loop
+        candidates = {
+            "last": self._flat.copy(),
+            "average": loop.average.tensors(),
+            "best": loop.best.tensors(),
+        }
+        return choose_state(self._scorer, self._flat, candidates, self._options.chunk)
