@@ -1,11 +1,16 @@
-"""Faults on order: files that are damaged or hostile, full disks, processes that are killed."""
+"""Faults on order: damaged or hostile files, full disks, killed processes, steps that fail."""
 
 import json
+import math
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import torch
 
 from pyro_flows.checkpoint import layout
 
@@ -92,3 +97,41 @@ def sealed(path, document, entries=(), data=b""):
     whole = path.read_bytes()
     start = layout.digest_start(whole)
     path.write_bytes(whole[:start] + layout.digest(whole, start) + whole[start + 64 :])
+
+
+def nan_model(at, where, value=math.nan):
+    """Return a model, and batches for its steps, those numbered in ``at`` with a fault.
+
+    The faults are in the data, so that they reach a step on every rung of the engine.
+
+    Args:
+        at: Numbers of the steps, counted from zero.
+        where: ``"site"``: the log-density at an observed site is ``value``; ``"factor"``: that of
+            a factor; ``"gradient"``: the loss is finite, and its gradient is not.
+        value: NaN, or an infinity.
+    """
+
+    def model(offset, slope):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1)).sum(-1)
+        pyro.factor("bad", 0.0 * z + offset)
+        # At a slope of zero, the root's derivative is infinite, and zero times that is NaN.
+        pyro.factor("edge", (slope * z.square()).sqrt() - 2.0 * z.square())
+
+    def site_model(offset, slope):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1)).sum(-1)
+        pyro.sample("y", dist.Normal(z * slope, 1.0), obs=offset)
+
+    good = torch.tensor(0.0), torch.tensor(1.0)
+    bad = (good[0], torch.tensor(0.0)) if where == "gradient" else (torch.tensor(value), good[1])
+    batches = [bad if step in at else good for step in range(max(at, default=0) + 1)]
+    return site_model if where == "site" else model, batches
+
+
+def signal_at(step, number):
+    """Return a callback that sends this process a signal after a step."""
+
+    def callback(info):
+        if info.step == step:
+            os.kill(os.getpid(), number)
+
+    return callback

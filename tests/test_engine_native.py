@@ -247,6 +247,9 @@ def test_switch_to_native_code_leaves_the_run_as_it_is(monkeypatch):
         def __init__(self, main, inputs):
             self._main = main
 
+        def begin(self):
+            pass
+
         def load(self):
             return torch.no_grad()(lambda inputs: list(self._main(*inputs)))
 

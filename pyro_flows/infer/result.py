@@ -27,7 +27,7 @@ class FitResult:
         restarts: Number of times that the run was rolled back to its best state, after too many
             skipped steps in a row.
         seconds: Duration, the guide's start included.
-        lr: Largest step size.
+        lr: Largest step size; with a scheduler of one's own, the first.
         state: Which state was the best on fresh draws, and is in place: ``"average"`` over the
             decay of the step size, ``"last"``, or ``"best"`` of the steps before.
         step_bytes: Most bytes that the tensors of one step hold at once, run by Python.

@@ -190,6 +190,7 @@ class Run:
         def after_step() -> None:
             if termination.asked:
                 file.save()
+                self.loop.engine.close()
                 termination.obey()
             file.save_if_due()
 

@@ -34,35 +34,43 @@ def search_step_size(step: StepFunction, batches: Iterator[Batch], lr: float, st
     one after the other.
 
     Args:
-        step: A step that does not clip by itself alone.
+        step: The step.
         batches: What each step is called with.
         lr: The step size in the middle.
         steps: Number of steps of the fit; a tenth of them, and 200 at most, are searched with.
     """
     flat, sizes = step.flat, [factor * lr for factor in _FACTORS]
-    length = min(_MOST_STEPS, max(steps // 10, 1))
-    schedule, before = Schedule(length), flat.copy()
+    schedule = Schedule(min(_MOST_STEPS, max(steps // 10, 1)))
+    before = flat.copy()
     rows = [tensor.detach().repeat(len(sizes), 1) for tensor in flat.tensors]
-    optimizers = [FlatAdam([row[k] for row in rows], lr) for k, lr in enumerate(sizes)]
-    losses = np.empty((length, len(sizes)))
+    optimizers = [FlatAdam([row[k] for row in rows], lr=1.0) for k in range(len(sizes))]
+    losses = np.empty((schedule.steps, len(sizes)))
     evaluate: _Steps | None = None
-    for taken in range(length):
-        batch = next(batches)
-        evaluate = evaluate or _evaluation(step, batch, rows)
-        values, grads = evaluate(batch, rows)
-        losses[taken] = values.double().numpy()
-        for k, optimizer in enumerate(optimizers):
-            finite = math.isfinite(losses[taken, k])
-            mine = [grad[k] for grad in grads]
-            if finite and all(bool(grad.isfinite().all()) for grad in mine):
-                optimizer.param_groups[0]["lr"] = sizes[k] * schedule.factor(taken)
-                for row, grad in zip(optimizer.param_groups[0]["params"], mine, strict=True):
-                    row.grad = grad
-                optimizer.step()
-            else:
-                losses[taken, k] = math.inf
-    flat.assign(before)
-    return _lowest(sizes, losses[-max(int(_TAIL * length), 1) :])
+    try:
+        for taken in range(schedule.steps):
+            batch = next(batches)
+            evaluate = evaluate or _evaluation(step, batch, rows)
+            values, grads = evaluate(batch, rows)
+            factor = schedule.factor(taken)
+            for k, optimizer in enumerate(optimizers):
+                mine = [grad[k] for grad in grads]
+                moved = _advance(optimizer, sizes[k] * factor, values[k], mine)
+                losses[taken, k] = float(values[k]) if moved else math.inf
+    finally:
+        flat.assign(before)
+    return _lowest(sizes, losses[-max(int(_TAIL * schedule.steps), 1) :])
+
+
+def _advance(optimizer: FlatAdam, lr: float, loss: Tensor, grads: list[Tensor]) -> bool:
+    """Take a step of one run, unless its loss or gradient is not finite."""
+    if not all(bool(tensor.isfinite().all()) for tensor in (loss, *grads)):
+        return False
+    (group,) = optimizer.param_groups
+    group["lr"] = lr
+    for row, grad in zip(group["params"], grads, strict=True):
+        row.grad = grad
+    optimizer.step()
+    return True
 
 
 def _lowest(sizes: Sequence[float], tails: np.ndarray) -> float:

@@ -130,22 +130,20 @@ class Engine:
                 return self._runners[key]
             if len(self._runners) == _MAX_GRAPHS:
                 raise RecordingError(f"the data come in more than {_MAX_GRAPHS} shapes")
-            runner = self._recorded(batch)
+            runner = self._runners[key] = self._recorded(batch)
+            if self._asked == "compiled":
+                runner.compile_now()
         except RecordingError as error:
             self._fall_back_to_eager(str(error), error)
             return None
         except CompilingError as error:
             raise self._refusal("compiled", str(error)) from error
-        self._runners[key] = runner
         return runner
 
     def _recorded(self, batch: Batch) -> Runner:
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices), pyro.validation_enabled(False):
-            runner = Runner(self._step, batch)
-            if self._asked == "compiled":
-                runner.compile_now()
-        return runner
+            return Runner(self._step, batch)
 
     def _climb(self, runner: Runner) -> None:
         try:

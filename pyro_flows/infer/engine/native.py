@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ Native = Callable[[list[Tensor]], list[Tensor]]
 
 # Names what the library of a graph depends on beside the graph; changes with this file.
 _FORMAT = "1"
-# Reused in place, inputs that share a memory made Inductor 2.13 give wrong gradients.
-_OPTIONS: dict[str, Any] = {"inplace_buffers": False}
+# With buffers reused in place, Inductor 2.13 gave wrong gradients; and random numbers that depend
+# on others have to be those of the other rungs.
+_OPTIONS: dict[str, Any] = {"inplace_buffers": False, "fallback_random": True}
 
 
 class CompilingError(Exception):
@@ -32,24 +35,40 @@ class CompilingError(Exception):
 
 
 class Compilation:
-    """The compilation of a graph, begun on construction, in a process of its own.
+    """The compilation of a graph, in a process of its own.
 
     Args:
         main: A graph whose inputs are all tensors on the CPU.
         inputs: Tensors of the shapes, strides and dtypes that it will be called with.
+
+    Attributes:
+        fresh: Whether there is anything to compile: whether no former process did.
+        running: Whether it is going on.
+
+    Raises:
+        CompilingError: There is no place for the library.
     """
 
     def __init__(self, main: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
-        self._path = library_path(main, inputs)
+        self._main = main
+        self._kinds = [(tuple(x.shape), x.stride(), x.dtype) for x in inputs]
+        self._threads = torch.get_num_threads()
         self._process: subprocess.Popen[bytes] | None = None
-        self._complaint = ""
-        if not self._path.exists():
-            self._start(main, inputs)
+        self._complaint, self._stopped, self.running = "", False, False
+        # An event, since a join that Ctrl-C interrupts takes the thread for ended (Python 3.11).
+        self._ended = threading.Event()
+        try:
+            self._path = library_path(main, inputs)
+            self.fresh = not self._path.exists()
+        except OSError as error:
+            raise CompilingError(f"{type(error).__name__}: {error}") from error
 
-    @property
-    def running(self) -> bool:
-        """Whether it is still going on."""
-        return self._process is not None and self._process.poll() is None
+    def begin(self) -> None:
+        """Begin, where there is anything to compile; what holds this object can stop it then."""
+        if self.fresh:
+            self.running = True
+            # Not in the main thread, where Ctrl-C could part the process from what knows of it.
+            threading.Thread(target=self._run, daemon=True).start()
 
     def load(self) -> Native:
         """Wait for the end, and return the compiled graph.
@@ -57,39 +76,55 @@ class Compilation:
         Raises:
             CompilingError: The compilation failed.
         """
-        if self._process is not None:
-            self._talk.join()
-            self._process = None
+        if self.fresh:
+            self._ended.wait()
         if not self._path.exists():
             raise CompilingError(self._complaint or "the compiler was stopped")
-        return _load(self._path)
+        try:
+            return _load(self._path)
+        except (OSError, RuntimeError) as error:
+            # Damaged: the next run compiles it anew.
+            self._path.unlink(missing_ok=True)
+            raise CompilingError(f"{type(error).__name__}: {error}") from error
 
     def stop(self) -> None:
-        """End it, if it is going on."""
+        """End it, if it is going on, with all that it has started."""
+        self._stopped = True
+        while self.running:
+            self._kill()
+            self._ended.wait(0.1)
+
+    def _kill(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._talk.join()
-            self._process = None
+            with suppress(OSError):  # it has come to its end by itself
+                os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _start(self, main: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
-        self._process = process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import _worker; _worker()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
-        kinds = [(tuple(x.shape), x.stride(), x.dtype) for x in inputs]
+    def _run(self) -> None:
+        try:
+            self._talk()
+        finally:
+            self.running = False
+            self._ended.set()
+
+    def _talk(self) -> None:
         # Between two processes of one user, by a pipe: never a file that others could write.
-        work = pickle.dumps((main, kinds, self._path, torch.get_num_threads()))
-
-        def talk() -> None:
-            _, complaint = process.communicate(work)
-            self._complaint = _last_line(complaint.decode(errors="replace"))
-
-        # The pipe is narrower than a graph, and the process takes seconds to read from it.
-        self._talk = threading.Thread(target=talk, daemon=True)
-        self._talk.start()
+        work = pickle.dumps((self._main, self._kinds, self._path, self._threads))
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", f"from {__name__} import _worker; _worker()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._complaint = f"{type(error).__name__}: {error}"
+            return
+        if self._stopped:
+            self._kill()
+        _, complaint = self._process.communicate(work)
+        self._complaint = _last_line(complaint.decode(errors="replace"))
 
 
 def library_path(main: fx.GraphModule, inputs: Sequence[Tensor]) -> Path:

@@ -84,8 +84,10 @@ class StepFunction:
 
 def clipped(grads: list[Tensor], clip_norm: float | None) -> tuple[Tensor, ...]:
     """Return the norm over all of some tensors, and these scaled down to at most ``clip_norm``."""
-    norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
+    # In float64, since the squares of float32 run over from 1e19 on.
+    wide = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in grads]
+    norm = torch.linalg.vector_norm(torch.stack(wide)) if len(wide) > 1 else wide[0]
     if clip_norm is None:
         return norm, *grads
     factor = (clip_norm / norm).clamp(max=1.0)
-    return norm, *(grad * factor for grad in grads)
+    return norm, *(grad * factor.to(grad.dtype) for grad in grads)
