@@ -25,9 +25,8 @@ Native = Callable[[list[Tensor]], list[Tensor]]
 
 # Names what the library of a graph depends on beside the graph; changes with this file.
 _FORMAT = "1"
-# With buffers reused in place, Inductor 2.13 gave wrong gradients; and random numbers that depend
-# on others have to be those of the other rungs.
-_OPTIONS: dict[str, Any] = {"inplace_buffers": False, "fallback_random": True}
+# With buffers reused in place, Inductor 2.13 gave wrong gradients.
+_OPTIONS: dict[str, Any] = {"inplace_buffers": False}
 
 
 class CompilingError(Exception):

@@ -119,7 +119,10 @@ class Runner:
                 self._check(_REORDERED)
         except RecordingError as error:
             self.native = None
-            raise CompilingError(str(error)) from error
+            raise CompilingError(
+                "the native code gives other numbers than the step; it may draw random numbers "
+                "that depend on others in another order"
+            ) from error
 
     def _check(self, tolerance: float) -> None:
         """Compare with the step, on random numbers and at parameters of their own.
