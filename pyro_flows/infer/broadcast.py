@@ -20,7 +20,7 @@ from torch.distributions import Transform, biject_to
 from pyro_flows.errors import FlowError
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.tracer import Draws, Fn, Site, Tracer, check_latents, sample_sites
-from pyro_flows.infer.vmap import missing_batching_rules
+from pyro_flows.infer.vmap import densities_agree, missing_batching_rules
 
 How = Literal["plate", "vmap", "loop"]
 # The log-densities of one particle, by site.
@@ -233,14 +233,10 @@ def _check_equal(ours: list[LogProbs], theirs: list[LogProbs]) -> None:
     for mine, single in zip(ours, theirs, strict=True):
         for name, value in single.items():
             found = mine[name]
-            if found.numel() != value.numel() or not _close(found.reshape(value.shape), value):
+            if found.numel() != value.numel() or not densities_agree(
+                found.reshape(value.shape), value
+            ):
                 raise _Trouble(f"has other log-densities at the site {name!r}")
-
-
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    """Compare entries to the rounding of a long sum; infinities and NaN must agree."""
-    tolerance = 1e4 * torch.finfo(ours.dtype).eps
-    return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 @torch.enable_grad()

@@ -17,6 +17,7 @@ from pyro_flows.errors import DomainError, NonFiniteError
 from pyro_flows.infer.averaging import BestState, TailAverage
 from pyro_flows.infer.engine import Batch, Engine, FlatParameters
 from pyro_flows.infer.plateau import due, on_plateau
+from pyro_flows.infer.random import aside
 from pyro_flows.infer.result import Status
 from pyro_flows.infer.schedule import Schedule
 
@@ -219,7 +220,7 @@ class Loop:
 
     def _cause(self, batch: Batch, state: Tensor) -> str:
         """Say what is not finite in a step that began at a random state."""
-        with torch.random.fork_rng(devices=[]):
+        with aside():
             torch.set_rng_state(state)
             return self._diagnose(batch)
 

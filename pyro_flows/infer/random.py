@@ -114,6 +114,14 @@ def _listed(value: Any) -> Any:
 
 
 @contextmanager
+def aside() -> Iterator[None]:
+    """Put torch's random states back, so that they go on as if nothing had been drawn."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
 def seeded(who: str, seed: int | None) -> Iterator[None]:
     """Run under a seed and put the global random state back; without a seed, change nothing.
 
@@ -130,9 +138,8 @@ def seeded(who: str, seed: int | None) -> Iterator[None]:
         yield
         return
     seed = _checks.check_count(who, "seed", seed, least=0)
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     outside = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices):
+    with aside():
         torch.manual_seed(seed)
         try:
             yield

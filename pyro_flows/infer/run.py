@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
-import torch
 from pyro.infer.autoguide.guides import AutoContinuous
 from torch import nn
 
@@ -23,6 +22,7 @@ from pyro_flows.infer.objective import VariationalLoss
 from pyro_flows.infer.options import FitOptions
 from pyro_flows.infer.outcome import Outcome, choose_state, evaluate
 from pyro_flows.infer.particles import Particles
+from pyro_flows.infer.random import aside
 from pyro_flows.infer.result import Status
 from pyro_flows.infer.run_file import RunFile
 from pyro_flows.infer.schedule import Schedule
@@ -172,7 +172,7 @@ class Run:
         return Ending(status, reason, state, outcome, step_bytes)
 
     def _memory(self) -> int:
-        with torch.random.fork_rng(devices=[]):
+        with aside():
             return peak_memory(lambda: self._step(self._batches.first))
 
     def _threads(self) -> AbstractContextManager[None]:

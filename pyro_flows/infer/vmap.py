@@ -64,6 +64,12 @@ def missing_batching_rules() -> Iterator[list[str]]:
             )
 
 
+def densities_agree(ours: Tensor, theirs: Tensor) -> bool:
+    """Compare entries to the rounding of a long sum; infinities and NaN must agree."""
+    tolerance = 1e4 * torch.finfo(ours.dtype).eps
+    return torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
 class _OwnMemory(TorchFunctionMode):
     """Let each entry fill new memory with random numbers of its own.
 

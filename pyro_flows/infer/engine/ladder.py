@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyro
-import torch
 from torch import Tensor
 
 from pyro_flows import _checks
@@ -130,7 +129,8 @@ class Engine:
                 return self._runners[key]
             if len(self._runners) == _MAX_GRAPHS:
                 raise RecordingError(f"the data come in more than {_MAX_GRAPHS} shapes")
-            runner = self._runners[key] = self._recorded(batch)
+            with pyro.validation_enabled(False):
+                runner = self._runners[key] = Runner(self._step, batch)
             if self._asked == "compiled":
                 runner.compile_now()
         except RecordingError as error:
@@ -139,11 +139,6 @@ class Engine:
         except CompilingError as error:
             raise self._refusal("compiled", str(error)) from error
         return runner
-
-    def _recorded(self, batch: Batch) -> Runner:
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices), pyro.validation_enabled(False):
-            return Runner(self._step, batch)
 
     def _climb(self, runner: Runner) -> None:
         try:

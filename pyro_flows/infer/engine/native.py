@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ class Compilation:
         running: Whether it is going on.
 
     Raises:
-        CompilingError: There is no place for the library.
+        CompilingError: There is no place for the library, or no interpreter.
     """
 
     def __init__(self, main: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
@@ -56,6 +57,8 @@ class Compilation:
         self._complaint, self._stopped, self.running = "", False, False
         # An event, since a join that Ctrl-C interrupts takes the thread for ended (Python 3.11).
         self._ended = threading.Event()
+        if shutil.which(sys.executable or "") is None:
+            raise CompilingError(f"there is no interpreter at {sys.executable!r} to compile with")
         try:
             self._path = library_path(main, inputs)
             self.fresh = not self._path.exists()

@@ -2,17 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from pyro_flows.infer.engine.executable import executable
 from pyro_flows.infer.engine.graph import Graph
 from pyro_flows.infer.engine.native import Compilation, CompilingError, Native, compile_here
 from pyro_flows.infer.engine.recorder import RecordingError
-from pyro_flows.infer.engine.simplify import executable
 from pyro_flows.infer.engine.step import Batch, StepFunction
+from pyro_flows.infer.random import aside
 
 # Relative differences: the same operators in the same order against other orders of summation.
 _SAME, _REORDERED = 1e-5, 1e-3
@@ -42,12 +42,13 @@ class Runner:
 
     def __init__(self, step: StepFunction, batch: Batch) -> None:
         self.native: Native | None = None
-        self._step, self._graph = step, Graph(step, batch)
+        with aside():
+            self._step, self._graph = step, Graph(step, batch)
         self._traced = executable(self._graph.main)
         self._compilation: Compilation | None = None
         self._batch, self._inputs = batch, self._graph.inputs(batch)
         self._began, self._taken = 0.0, 0
-        with _aside():
+        with aside():
             self._check(_SAME)
 
     def __call__(self, batch: Batch) -> Sequence[Tensor]:
@@ -104,7 +105,7 @@ class Runner:
         return seconds > (3 * cost if alone else cost)
 
     def _begin(self) -> None:
-        with _aside():
+        with aside():
             inputs = self._inputs + self._graph.noise()
         on_cpu = all(tensor.device.type == "cpu" for tensor in inputs)
         if on_cpu:
@@ -115,7 +116,7 @@ class Runner:
         begun = self._compilation
         self.native = compile_here(self._graph.main) if begun is None else begun.load()
         try:
-            with _aside():
+            with aside():
                 self._check(_REORDERED)
         except RecordingError as error:
             self.native = None
@@ -142,14 +143,6 @@ class Runner:
                     return
         finally:
             flat.assign(before)
-
-
-@contextmanager
-def _aside() -> Iterator[None]:
-    """Put the random states back, so that random numbers go on as if nothing had been run."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        yield
 
 
 def _from_seed(seed: int, run: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
