@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -22,10 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pyro_flows.infer.engine.layout import store_by_columns
+
 Native = Callable[[list[Tensor]], list[Tensor]]
 
 # Names what the library of a graph depends on beside the graph; changes with this file.
-_FORMAT = "1"
+_FORMAT = "2"
 # With buffers reused in place, Inductor 2.13 gave wrong gradients.
 _OPTIONS: dict[str, Any] = {"inplace_buffers": False}
 
@@ -126,7 +129,7 @@ class Compilation:
         if self._stopped:
             self._kill()
         _, complaint = self._process.communicate(work)
-        self._complaint = _last_line(complaint.decode(errors="replace"))
+        self._complaint = _cause(complaint.decode(errors="replace"))
 
 
 def library_path(main: fx.GraphModule, inputs: Sequence[Tensor]) -> Path:
@@ -160,6 +163,7 @@ def _worker() -> None:
 
 def _compile(main: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    store_by_columns(main, inputs)
     with torch.no_grad():
         made = torch._inductor.aot_compile(main, tuple(inputs), options=_OPTIONS)
     temporary = path.with_suffix(f".{os.getpid()}")
@@ -179,6 +183,8 @@ def _load(path: Path) -> Native:
     return run
 
 
-def _last_line(complaint: str) -> str:
+def _cause(complaint: str) -> str:
+    """Return the line of a traceback that names the error: not the advice that may follow."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
-    return lines[-1] if lines else "the compiler was stopped"
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return (errors or lines or ["the compiler was stopped"])[-1]
