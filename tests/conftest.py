@@ -1,10 +1,15 @@
 """Settings that every test shares."""
 
+import signal
 from collections.abc import Iterator
 
 import pyro
 import pytest
 import torch
+
+# A shell lets what it runs in the background ignore Ctrl-C, and so would every process from here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
