@@ -55,7 +55,7 @@ class Watched:
 
     def __init__(self, guide, make=None):
         self._guide = guide
-        self._make = make or (lambda tensors: pf.infer.adam.FlatAdam(tensors, 0.01))
+        self._make = make or (lambda tensors: pf.infer.training.adam.FlatAdam(tensors, 0.01))
         self.states, self.infos = [], []
 
     def optimizer(self, tensors):

@@ -9,8 +9,8 @@ from pyro import poutine
 from pyro_flows.infer import Particles, store
 from pyro_flows.infer.engine import FlatParameters, Loss, StepFunction
 from pyro_flows.infer.engine.runner import Runner
-from pyro_flows.infer.objective import VariationalLoss
-from pyro_flows.infer.trainable import trainable
+from pyro_flows.infer.training.objective import VariationalLoss
+from pyro_flows.infer.training.trainable import trainable
 
 NUM = 4
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_flows import errors
-from pyro_flows.infer.averaging import BestState, TailAverage, choose
+from pyro_flows.infer.training.averaging import BestState, TailAverage, choose
 
 NAN, INF = math.nan, math.inf
 

@@ -12,7 +12,7 @@ from torch import nn
 import pyro_flows as pf
 from pyro_flows.infer import store
 from pyro_flows.infer.engine import FlatParameters
-from pyro_flows.infer.trainable import trainable
+from pyro_flows.infer.training.trainable import trainable
 
 
 def one_planar(input_dim):

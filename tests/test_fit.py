@@ -19,7 +19,7 @@ from models import (
 from pyro.infer.autoguide import init_to_value
 
 import pyro_flows as pf
-from pyro_flows.infer import outcome, run
+from pyro_flows.infer.training import outcome, run
 
 
 def small_realnvp(input_dim):

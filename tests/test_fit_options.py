@@ -18,7 +18,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_flows as pf
-from pyro_flows.infer.schedule import Schedule
+from pyro_flows.infer.training.schedule import Schedule
 
 Y = normal_data()
 

@@ -16,8 +16,8 @@ from models import normal_data, normal_model
 
 import pyro_flows as pf
 from pyro_flows.checkpoint import read_checkpoint
-from pyro_flows.infer.averaging import BestState
-from pyro_flows.infer.schedule import Schedule
+from pyro_flows.infer.training.averaging import BestState
+from pyro_flows.infer.training.schedule import Schedule
 
 RUNGS = pytest.mark.parametrize("engine", ["eager", "traced"])
 FAULTS = {
@@ -356,7 +356,7 @@ def test_interrupt_of_the_evaluation_leaves_the_last_state(monkeypatch):
         score(candidates["average"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pf.infer.outcome, "choose", interrupted)
+    monkeypatch.setattr(pf.infer.training.outcome, "choose", interrupted)
     result = fit(normal_model, guide, y, **watched.options)
     assert (result.status, result.state, result.steps) == ("interrupted", "last", 20)
     assert same(parameters(guide), watched.states[-1][: len(parameters(guide))])

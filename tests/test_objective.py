@@ -13,11 +13,11 @@ from fits import affine, fit, guide_for
 from models import PRIOR_SD, normal_data, normal_model, normal_posterior
 
 import pyro_flows as pf
-from pyro_flows.infer.adam import FlatAdam
 from pyro_flows.infer.engine import Engine, FlatParameters, StepFunction
-from pyro_flows.infer.objective import VariationalLoss
 from pyro_flows.infer.particles import Particles
-from pyro_flows.infer.trainable import trainable
+from pyro_flows.infer.training.adam import FlatAdam
+from pyro_flows.infer.training.objective import VariationalLoss
+from pyro_flows.infer.training.trainable import trainable
 
 RUNGS = pytest.mark.parametrize("engine", ["eager", "traced"])
 # Of a standard error: exceeded by chance once in 2e4 numbers.

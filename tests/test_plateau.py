@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyro_flows import errors
-from pyro_flows.infer.plateau import due, on_plateau
+from pyro_flows.infer.training.plateau import due, on_plateau
 
 
 def stop(losses, **options):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from pyro_flows import errors
-from pyro_flows.infer.schedule import Schedule
+from pyro_flows.infer.training.schedule import Schedule
 
 
 def factors(schedule):

@@ -20,7 +20,7 @@ from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 
 import pyro_flows as pf
 from pyro_flows.infer import LogDensity, Start
-from pyro_flows.infer.start import FULL_RANK_LIMIT, gaussian_elbo, laplace_start
+from pyro_flows.infer.guides.start import FULL_RANK_LIMIT, gaussian_elbo, laplace_start
 
 
 def density_of(model, *args):

@@ -13,10 +13,10 @@ from pyro_step import PYRO, elbo_of, one_thread
 
 import pyro_flows as pf
 from pyro_flows.infer import store
-from pyro_flows.infer.batches import Batches
-from pyro_flows.infer.options import FitOptions
 from pyro_flows.infer.particles import Particles
-from pyro_flows.infer.run import Run
+from pyro_flows.infer.training.batches import Batches
+from pyro_flows.infer.training.options import FitOptions
+from pyro_flows.infer.training.run import Run
 
 STEPS = 10**9  # more than are taken, so that the schedule stays in its middle
 

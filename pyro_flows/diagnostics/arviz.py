@@ -13,7 +13,7 @@ from pyro_flows.diagnostics.groups import Groups, Reader
 from pyro_flows.diagnostics.layout import Layout, layout_of
 from pyro_flows.errors import DomainError
 from pyro_flows.infer import store
-from pyro_flows.infer.guide import AutoFlow
+from pyro_flows.infer.guides.auto_flow import AutoFlow
 from pyro_flows.infer.importance import import_arviz
 from pyro_flows.infer.random import seeded
 

@@ -1,13 +1,13 @@
 """Inference: guides, start values, the engine, and the fit loop."""
 
-from pyro_flows.infer.fit import fit
-from pyro_flows.infer.guide import AutoFlow
+from pyro_flows.infer.guides.auto_flow import AutoFlow
+from pyro_flows.infer.guides.log_density import LogDensity
+from pyro_flows.infer.guides.start import Start
 from pyro_flows.infer.importance import pareto_k
-from pyro_flows.infer.log_density import LogDensity
-from pyro_flows.infer.loop import StepInfo
 from pyro_flows.infer.particles import Particles, Scores
-from pyro_flows.infer.result import FitResult
-from pyro_flows.infer.start import Start
+from pyro_flows.infer.training.fit import fit
+from pyro_flows.infer.training.loop import StepInfo
+from pyro_flows.infer.training.result import FitResult
 
 __all__ = [
     "AutoFlow",

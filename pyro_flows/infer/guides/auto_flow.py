@@ -19,10 +19,10 @@ from pyro_flows import _checks, flows
 from pyro_flows.distributions import Flow, StandardNormal
 from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer import store
-from pyro_flows.infer.log_density import LogDensity
-from pyro_flows.infer.model_check import ModelCheck
+from pyro_flows.infer.guides.log_density import LogDensity
+from pyro_flows.infer.guides.model_check import ModelCheck
+from pyro_flows.infer.guides.start import FULL_RANK_LIMIT, STARTS, Start, StartFn
 from pyro_flows.infer.random import seeded
-from pyro_flows.infer.start import FULL_RANK_LIMIT, STARTS, Start, StartFn
 from pyro_flows.infer.threads import threads_for
 from pyro_flows.transforms import ElementwiseAffine, FlowTransform, LowerTriangularAffine
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import NotConvergedError
-from pyro_flows.infer.log_density import LogDensity
+from pyro_flows.infer.guides.log_density import LogDensity
 from pyro_flows.numerics import LOG_SQRT_TAU
 
 logger = logging.getLogger("pyro_flows")

@@ -3,7 +3,7 @@
 import torch
 
 from pyro_flows.infer.engine import Batch, StepFunction
-from pyro_flows.infer.log_density import describe_non_finite
+from pyro_flows.infer.guides.log_density import describe_non_finite
 from pyro_flows.infer.particles import Particles
 
 # A NaN that enters a flow at its end is in every gradient.

@@ -12,15 +12,15 @@ import numpy as np
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, FlowError
 from pyro_flows.infer import store
-from pyro_flows.infer.batches import Batches
-from pyro_flows.infer.guide import AutoFlow
-from pyro_flows.infer.loop import Callback
-from pyro_flows.infer.model_check import ModelCheck
-from pyro_flows.infer.options import FitOptions, MakeOptimizer, MakeScheduler
+from pyro_flows.infer.guides.auto_flow import AutoFlow
+from pyro_flows.infer.guides.model_check import ModelCheck
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import seeded
-from pyro_flows.infer.result import FitResult
-from pyro_flows.infer.run import Run
+from pyro_flows.infer.training.batches import Batches
+from pyro_flows.infer.training.loop import Callback
+from pyro_flows.infer.training.options import FitOptions, MakeOptimizer, MakeScheduler
+from pyro_flows.infer.training.result import FitResult
+from pyro_flows.infer.training.run import Run
 
 logger = logging.getLogger("pyro_flows")
 

@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 from pyro_flows import _checks
 from pyro_flows.checkpoint import JSON
 from pyro_flows.errors import DomainError, NonFiniteError
-from pyro_flows.infer.averaging import BestState, TailAverage
 from pyro_flows.infer.engine import Batch, Engine, FlatParameters
-from pyro_flows.infer.plateau import due, on_plateau
 from pyro_flows.infer.random import aside
-from pyro_flows.infer.result import Status
-from pyro_flows.infer.schedule import Schedule
+from pyro_flows.infer.training.averaging import BestState, TailAverage
+from pyro_flows.infer.training.plateau import due, on_plateau
+from pyro_flows.infer.training.result import Status
+from pyro_flows.infer.training.schedule import Schedule
 
 logger = logging.getLogger("pyro_flows")
 

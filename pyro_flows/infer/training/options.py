@@ -11,8 +11,8 @@ from torch import Tensor
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.infer.engine import RUNGS
-from pyro_flows.infer.loop import Callback
-from pyro_flows.infer.objective import GRADIENTS
+from pyro_flows.infer.training.loop import Callback
+from pyro_flows.infer.training.objective import GRADIENTS
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_flows.infer.averaging import choose
 from pyro_flows.infer.engine import FlatParameters
 from pyro_flows.infer.importance import pareto_k
 from pyro_flows.infer.particles import Particles
+from pyro_flows.infer.training.averaging import choose
 
 _FINAL_DRAWS, _FINAL_DRAWS_LOOPED = 4096, 1024
 _DRAWS_TO_CHOOSE, _DRAWS_TO_CHOOSE_LOOPED = 1024, 64

@@ -11,25 +11,25 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import nn
 
 from pyro_flows.checkpoint import JSON
-from pyro_flows.infer.adam import FlatAdam
-from pyro_flows.infer.agreement import check_agreement, sizes_of
-from pyro_flows.infer.batches import Batches
-from pyro_flows.infer.diagnosis import Diagnosis
 from pyro_flows.infer.engine import Engine, FlatParameters, StepFunction
 from pyro_flows.infer.engine.memory import peak_memory
-from pyro_flows.infer.loop import Loop
-from pyro_flows.infer.objective import VariationalLoss
-from pyro_flows.infer.options import FitOptions
-from pyro_flows.infer.outcome import Outcome, choose_state, evaluate
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import aside
-from pyro_flows.infer.result import Status
-from pyro_flows.infer.run_file import RunFile
-from pyro_flows.infer.schedule import Schedule
-from pyro_flows.infer.signals import Termination
-from pyro_flows.infer.step_size import search_step_size
 from pyro_flows.infer.threads import threads_for
-from pyro_flows.infer.trainable import trainable
+from pyro_flows.infer.training.adam import FlatAdam
+from pyro_flows.infer.training.agreement import check_agreement, sizes_of
+from pyro_flows.infer.training.batches import Batches
+from pyro_flows.infer.training.diagnosis import Diagnosis
+from pyro_flows.infer.training.loop import Loop
+from pyro_flows.infer.training.objective import VariationalLoss
+from pyro_flows.infer.training.options import FitOptions
+from pyro_flows.infer.training.outcome import Outcome, choose_state, evaluate
+from pyro_flows.infer.training.result import Status
+from pyro_flows.infer.training.run_file import RunFile
+from pyro_flows.infer.training.schedule import Schedule
+from pyro_flows.infer.training.signals import Termination
+from pyro_flows.infer.training.step_size import search_step_size
+from pyro_flows.infer.training.trainable import trainable
 
 _LR, _LR_BY_DIMENSION = 5e-3, 0.1
 

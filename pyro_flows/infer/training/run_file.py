@@ -19,10 +19,10 @@ from pyro_flows.checkpoint import (
     write_checkpoint,
 )
 from pyro_flows.errors import CheckpointError
-from pyro_flows.infer.adam import FlatAdam
-from pyro_flows.infer.batches import Batches
-from pyro_flows.infer.loop import Loop
 from pyro_flows.infer.random import RandomState, random_state, restore_random_state
+from pyro_flows.infer.training.adam import FlatAdam
+from pyro_flows.infer.training.batches import Batches
+from pyro_flows.infer.training.loop import Loop
 
 logger = logging.getLogger("pyro_flows")
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_flows.infer.adam import FlatAdam
 from pyro_flows.infer.engine import Batch, FlatParameters, StepFunction
 from pyro_flows.infer.engine.graph import Graph
 from pyro_flows.infer.engine.recorder import RecordingError
-from pyro_flows.infer.schedule import Schedule
+from pyro_flows.infer.training.adam import FlatAdam
+from pyro_flows.infer.training.schedule import Schedule
 
 logger = logging.getLogger("pyro_flows")
 

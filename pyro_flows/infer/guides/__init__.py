@@ -1,0 +1,1 @@
+"""Guides: the flow over all latents, and where it starts."""

@@ -1,0 +1,1 @@
+"""The fit: its options, its loop, and what it returns."""
