@@ -10,7 +10,7 @@ from steps import assert_same_numbers, plain_step
 from torch import nn
 
 from pyro_flows.errors import DomainError
-from pyro_flows.infer.engine import Engine
+from pyro_flows.infer.engine import Engine, runner
 
 X = torch.linspace(-1.0, 2.0, 12)
 
@@ -323,3 +323,18 @@ def test_chunks_give_the_mean_of_their_steps_clipped_as_a_whole():
         torch.testing.assert_close(loss, torch.stack([loss for loss, _ in singles]).mean())
         torch.testing.assert_close(norm.to(mean), mean.norm())
         torch.testing.assert_close(grad, 0.1 * mean / mean.norm())
+
+
+@pytest.mark.parametrize(("most_nodes", "compiles"), [(5, False), (5000, True)])
+def test_graphs_that_are_too_large_are_not_compiled(most_nodes, compiles, monkeypatch):
+    begun = []
+    monkeypatch.setattr(runner, "_MOST_NODES", most_nodes)
+    monkeypatch.setattr(runner, "_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "_SECONDS_PER_NODE", 0.0)
+    monkeypatch.setattr(runner.Runner, "_begin", lambda self: begun.append(self))
+    monkeypatch.setattr(runner.Runner, "_finish", lambda self: None)
+    engine = on_parameter(noisy)("auto")
+    for seed in range(12):
+        take(engine, batch_of(X), seed)
+    assert engine.rung == "traced"
+    assert bool(begun) == compiles

@@ -23,6 +23,8 @@ _SHIFT = 0.05
 _NUM_SCALARS = 2
 # What compiling takes, in seconds; it gains two thirds of a traced step or more.
 _SECONDS, _SECONDS_PER_NODE = 8.0, 0.02
+# Larger graphs take gigabytes and, in the end, hours.
+_MOST_NODES = 5000
 _TIMED_STEPS, _POLL_EVERY = 10, 20
 
 
@@ -99,7 +101,10 @@ class Runner:
             self._compilation.stop()
 
     def _pays(self, seconds: float) -> bool:
-        cost = _SECONDS + _SECONDS_PER_NODE * len(self._graph.main.graph.nodes)
+        num_nodes = len(self._graph.main.graph.nodes)
+        if num_nodes > _MOST_NODES:
+            return False
+        cost = _SECONDS + _SECONDS_PER_NODE * num_nodes
         # On a single core the compiler takes its time from the steps.
         alone = len(os.sched_getaffinity(0)) == 1 if hasattr(os, "sched_getaffinity") else False
         return seconds > (3 * cost if alone else cost)
