@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from faults import run_script
 from models import (
     Decoder,
     decoder_data,
@@ -303,3 +304,16 @@ def test_twin_made_within_a_fit_is_apart_from_it():
     for name, value in twin.state_dict().items():
         assert torch.equal(value, state[name])
     assert any(not torch.equal(v, state[name]) for name, v in guide.state_dict().items())
+
+
+def test_torchs_compiler_is_not_imported():
+    """It takes more than a second, for which a run that compiles nothing would wait."""
+    script = """
+import sys
+import pyro_flows as pf
+from models import normal_data, normal_model
+guide = pf.AutoFlow(normal_model)
+result = pf.fit(normal_model, guide, normal_data(), steps=2, engine="traced", progress=False)
+print(result.engine, "torch._dynamo" in sys.modules)
+"""
+    assert run_script(script).split() == ["traced", "False"]

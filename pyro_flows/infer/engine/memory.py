@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from pyro_flows.infer.engine.dispatch import DispatchMode
 
 
 def peak_memory(step: Callable[[], Any]) -> int:
@@ -27,7 +28,7 @@ def peak_memory(step: Callable[[], Any]) -> int:
     return ledger.peak
 
 
-class _Ledger(TorchDispatchMode):
+class _Ledger(DispatchMode):
     """Notes each new memory, and which of them are gone, after every operator."""
 
     def __init__(self) -> None:

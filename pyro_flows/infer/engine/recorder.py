@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from pyro_flows.infer.engine.dispatch import DispatchMode
 
 
 class RecordingError(Exception):
     """A step cannot be recorded; the message says why."""
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(DispatchMode):
     """Write each operator that is called into a graph, and run it as ever.
 
     ``make_fx`` does likewise, and spends two thirds of its time on descriptions of shapes, which

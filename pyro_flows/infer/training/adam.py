@@ -1,5 +1,6 @@
 """Adam for few, flat parameters."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -62,6 +63,9 @@ class FlatAdam(torch.optim.Adam):
                     grad_scale=None,
                     found_inf=None,
                 )
+
+    # Without what torch puts around it, which imports its compiler: more than a second.
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
 
     # Spares the wrapper that torch puts around every optimiser's step.
     step.hooked = True  # type: ignore[attr-defined]
