@@ -9,8 +9,9 @@ Each fit runs in a fresh process with an empty compiler's cache; its seconds cou
 making of the guide to the end of the fit. ``ours`` is the default guide with the default options;
 Pyro's guides take 5,000 steps of Adam at 1e-2 and at 1e-3, with 16 particles at once, and the
 higher ELBO counts. The columns: largest and mean |mean error| over the reference sd; largest |log
-sd ratio|; mean marginal 1-Wasserstein distance over that between halves of the reference draws; of
-10,000 draws the k-hat, the effective share and the ELBO; seconds; how the fit ended.
+sd ratio|, and the same between halves of the reference draws; mean marginal 1-Wasserstein distance
+over that between these halves; of 10,000 draws the k-hat (not defined where all weights are as
+good as equal), the effective share and the ELBO; seconds; how the fit ended.
 
 The exit status is 1 where ours misses a target.
 """

@@ -1,5 +1,6 @@
 """How far a guide's draws are from reference draws."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ class Errors(NamedTuple):
         worst_mean: Largest |mean error|, in reference sds.
         mean_mean: Its mean over the columns.
         worst_sd: Largest |log sd ratio|.
+        sd_floor: The same between halves of the reference draws; large where tails are heavy.
         wasserstein: Mean marginal 1-Wasserstein distance over that between halves of the
             reference draws, which exact draws would be at: one.
     """
@@ -24,20 +26,41 @@ class Errors(NamedTuple):
     worst_mean: float
     mean_mean: float
     worst_sd: float
+    sd_floor: float
     wasserstein: float
 
 
 def errors(draws: Columns, reference: Columns) -> Errors:
     """Compare draws with reference draws; what is not finite is infinitely far."""
     if not all(np.isfinite(draws[name]).all() for name in reference):
-        return Errors(*[np.inf] * 4)
+        return Errors(*[np.inf] * 5)
     means = np.array([_mean_error(draws[name], truth) for name, truth in reference.items()])
-    sds = np.array([abs(np.log(draws[name].std() / x.std())) for name, x in reference.items()])
-    return Errors(means.max(), means.mean(), sds.max(), wasserstein_over_floor(draws, reference))
+    floor = np.mean([_worst_sd(*halves) for halves in _splits(reference)])
+    return Errors(
+        means.max(),
+        means.mean(),
+        _worst_sd(draws, reference),
+        float(floor),
+        wasserstein_over_floor(draws, reference),
+    )
 
 
 def _mean_error(draws: np.ndarray, truth: np.ndarray) -> float:
     return abs(draws.mean() - truth.mean()) / truth.std()
+
+
+def _worst_sd(draws: Columns, reference: Columns) -> float:
+    return max(abs(np.log(draws[name].std() / x.std())) for name, x in reference.items())
+
+
+def _splits(reference: Columns) -> Iterator[tuple[Columns, Columns]]:
+    """Yield halves of the reference draws, at random."""
+    rng = np.random.default_rng(0)
+    size = len(next(iter(reference.values())))
+    for _ in range(_SPLITS):
+        halves = np.split(rng.permutation(size)[: size // 2 * 2], 2)
+        one, other = ({name: x[half] for name, x in reference.items()} for half in halves)
+        yield one, other
 
 
 def wasserstein_over_floor(draws: Columns, reference: Columns) -> float:
@@ -45,14 +68,12 @@ def wasserstein_over_floor(draws: Columns, reference: Columns) -> float:
 
     Over several splits of the reference draws, with as many draws on each side.
     """
-    rng = np.random.default_rng(0)
-    size = len(next(iter(reference.values())))
+    rng = np.random.default_rng(1)
+    size = len(next(iter(draws.values())))
     ours, floor = 0.0, 0.0
-    for _ in range(_SPLITS):
-        one, other = np.split(rng.permutation(size)[: size // 2 * 2], 2)
-        picked = rng.choice(len(next(iter(draws.values()))), size // 2, replace=False)
+    for one, other in _splits(reference):
         for name, truth in reference.items():
-            scale = truth.std()
-            ours += wasserstein_distance(draws[name][picked], truth[one]) / scale
-            floor += wasserstein_distance(truth[other], truth[one]) / scale
+            picked = rng.choice(size, len(one[name]), replace=False)
+            ours += wasserstein_distance(draws[name][picked], one[name]) / truth.std()
+            floor += wasserstein_distance(other[name], one[name]) / truth.std()
     return ours / floor

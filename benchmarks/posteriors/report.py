@@ -21,6 +21,7 @@ class Row(NamedTuple):
     worst_mean: float
     mean_mean: float
     worst_sd: float
+    sd_floor: float
     wasserstein: float
     k_hat: float
     ess: float
@@ -57,9 +58,9 @@ TARGETS = [
 ALL, MEDIAN_SECONDS, WORST_SECONDS = 18, 15.0, 60.0
 
 HEADER = (
-    "posterior", "guide", "seed", "mean error, largest", "mean", "log sd ratio", "W1 / floor",
-    "k-hat", "ESS %", "ELBO", "s", "status",
-)  # fmt: skip
+    *("posterior", "guide", "seed", "mean error, largest", "mean", "log sd ratio", "of halves"),
+    *("W1 / floor", "k-hat", "ESS %", "ELBO", "s", "status"),
+)
 
 
 def row_of(run: tuple[str, str, int], fit: Fitted, draws: Columns, reference: Columns) -> Row:
@@ -67,7 +68,7 @@ def row_of(run: tuple[str, str, int], fit: Fitted, draws: Columns, reference: Co
 
     The run is the posterior's name, the guide's, and the seed.
     """
-    distances = errors(draws, reference) if draws else [np.inf] * 4
+    distances = errors(draws, reference) if draws else [np.inf] * 5
     return Row(*run, *distances, *fit[1:])
 
 
@@ -105,8 +106,8 @@ def _cells(row: Row) -> list[str]:
         row.posterior,
         row.guide,
         str(row.seed),
-        *(f"{value:.3f}" for value in row[3:6]),
-        *(f"{value:.2f}" for value in row[6:8]),
+        *(f"{value:.3f}" for value in row[3:7]),
+        *(f"{value:.2f}" for value in row[7:9]),
         f"{100 * row.ess:.0f}",
         f"{row.elbo:.3f} ± {row.elbo_se:.3f}",
         f"{row.seconds:.1f}",
