@@ -12,9 +12,9 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
-from benchmarks._posteriordb import default_root
 from benchmarks.posteriors.models import POSTERIORS, _quadrature, one_comp_mm_elim_abs
 from benchmarks.posteriors.posterior import load
+from benchmarks.posteriors.posteriordb import default_root
 
 CHAINS, CHUNK = 10, 500
 DRAWS = 20

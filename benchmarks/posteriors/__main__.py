@@ -3,7 +3,7 @@
     pip install -e '.[bench]'
     python -m benchmarks.posteriors [--posteriordb FOLDER] [--posteriors NAME ...]
         [--guides ours AutoNormal AutoMultivariateNormal AutoIAFNormal | a recipe's name ...]
-        [--seeds 0 1 2] [--jobs 1] [--markdown FILE] [--csv FILE]
+        [--seeds 0 1 2] [--dtype float32] [--jobs 1] [--markdown FILE] [--csv FILE]
 
 Each fit runs in a fresh process with an empty compiler's cache; its seconds count all from the
 making of the guide to the end of the fit. ``ours`` is the default guide with the default options;
@@ -22,10 +22,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks._posteriordb import parser
 from benchmarks.posteriors.contestants import PYROS
 from benchmarks.posteriors.models import POSTERIORS
 from benchmarks.posteriors.one_fit import one_fit
+from benchmarks.posteriors.posteriordb import default_root
 from benchmarks.posteriors.report import write
 
 
@@ -45,8 +45,10 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
-    result = parser(__doc__)
-    result.formatter_class = argparse.RawDescriptionHelpFormatter
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--posteriordb", type=Path, default=default_root(), help="its folder")
     result.add_argument("--posteriors", nargs="+", choices=list(POSTERIORS), metavar="NAME")
     result.add_argument("--guides", nargs="+", default=["ours", *PYROS])
     result.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

@@ -10,15 +10,16 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoContinuous,
+    AutoDiagonalNormal,
     AutoIAFNormal,
     AutoMultivariateNormal,
     AutoNormal,
 )
 from torch import Tensor
-from torch.distributions import biject_to
 
 import pyro_flows as pf
 from pyro_flows.infer import LogDensity
+from pyro_flows.infer.guides.latents import constrained_sites
 from pyro_flows.infer.importance import pareto_k
 
 NUM_DRAWS = 10_000
@@ -105,7 +106,7 @@ def fitted(
     log_q = posterior.log_prob(z)
     log_p = LogDensity(model, guide, args, {}).at_many(z)
     log_weights = (log_p - log_q).double().numpy()
-    draws = constrained(guide, z)
+    draws = constrained_sites(guide, z)
     if not np.isfinite(log_weights).all():
         return Fitted(draws, *[np.nan] * 4, seconds, f"{status}, not finite")
     weights = np.exp(log_weights - log_weights.max())
@@ -115,23 +116,12 @@ def fitted(
 
 
 def _joint(model: Callable[..., Any], guide: AutoNormal, args: Args) -> AutoContinuous:
-    joint = pyro.infer.autoguide.AutoDiagonalNormal(model)
+    joint = AutoDiagonalNormal(model)
     joint(*args)
     names = [name for name, _ in joint.prototype_trace.iter_stochastic_nodes()]
     joint.loc.data = torch.cat([getattr(guide.locs, name).reshape(-1) for name in names])
     joint.scale = torch.cat([getattr(guide.scales, name).reshape(-1) for name in names])
     return joint
-
-
-def constrained(guide: AutoContinuous, z: Tensor) -> dict[str, Tensor]:
-    """Return the sites' values at points of a guide's unconstrained space."""
-    values, position = {}, 0
-    for name, site in guide.prototype_trace.iter_stochastic_nodes():
-        shape = guide._unconstrained_shapes[name]
-        chunk = z[:, position : position + shape.numel()]
-        values[name] = biject_to(site["fn"].support)(chunk.reshape(-1, *shape))
-        position += shape.numel()
-    return values
 
 
 PYROS = {

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from benchmarks.posteriors.contestants import PYROS, Fitted, failed, fit_ours, fit_pyros
 from benchmarks.posteriors.models import POSTERIORS
@@ -21,7 +20,7 @@ def one_fit(name: str, guide: str, seed: int, folder: Path, dtype: str) -> Row:
     """Fit one guide to one posterior, with nothing compiled before."""
     posterior = POSTERIORS[name]
     raw, reference = load(posterior, folder)
-    args = tuple(cast(x, getattr(torch, dtype)) for x in posterior.data(raw))
+    args = tuple(x.to(getattr(torch, dtype)) for x in posterior.data(raw))
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
@@ -35,11 +34,6 @@ def one_fit(name: str, guide: str, seed: int, folder: Path, dtype: str) -> Row:
     columns = posterior.columns(sites) if sites else {}
     draws = {column: x.numpy() for column, x in columns.items()}
     return row_of((name, guide, seed), fit, draws, reference)
-
-
-def cast(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return numbers in a dtype, and counts as they are."""
-    return values.to(dtype) if values.is_floating_point() else values
 
 
 def contestant(guide: str) -> Callable[..., Fitted]:

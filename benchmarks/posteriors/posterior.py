@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._posteriordb import raw_data, reference_draws, reference_name
+from benchmarks.posteriors.posteriordb import raw_data, reference_draws, reference_name
 
 Raw = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -49,7 +49,7 @@ class Posterior(NamedTuple):
     Attributes:
         name: The name in posteriordb, or our own.
         model: The model, whose positional arguments are tensors.
-        data: From the raw data to those arguments, with floating numbers in float64.
+        data: From the raw data to those arguments, in float64.
         log_density: From sites of shape ``(S, *event)`` and the raw data to the log-density of
             latents and data in the constrained space, of shape ``(S,)``; without torch.
         sites: From the columns of reference draws, each of shape ``(S,)``, and the raw data to

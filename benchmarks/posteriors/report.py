@@ -40,12 +40,14 @@ class Target(NamedTuple):
     least: int
 
 
+_EQUAL = 0.999  # the effective share of draws whose weights are as good as equal
+
+
 def _k_hat(row: Row) -> float:
-    """Return k-hat; zero where it is not defined, since the weights are as good as equal."""
+    """Return k-hat; zero where equal weights leave it undefined."""
     return 0.0 if np.isnan(row.k_hat) and row.ess > _EQUAL else row.k_hat
 
 
-_EQUAL = 0.999
 TARGETS = [
     Target("mean error <= 0.3", lambda row: row.worst_mean, 0.3, 18),
     Target("mean error <= 0.1", lambda row: row.worst_mean, 0.1, 17),

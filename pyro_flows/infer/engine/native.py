@@ -27,7 +27,8 @@ from pyro_flows.infer.engine.layout import store_by_columns
 
 Native = Callable[[list[Tensor]], list[Tensor]]
 
-# Names what the library of a graph depends on beside the graph; changes with this file.
+# Names what the library of a graph depends on beside the graph; changes with this file and
+# with the layout.
 _FORMAT = "2"
 # With buffers reused in place, Inductor 2.13 gave wrong gradients.
 _OPTIONS: dict[str, Any] = {"inplace_buffers": False}

@@ -19,6 +19,7 @@ from pyro_flows import _checks, flows
 from pyro_flows.distributions import Flow, StandardNormal
 from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer import store
+from pyro_flows.infer.guides.latents import constrained_sites
 from pyro_flows.infer.guides.log_density import LogDensity
 from pyro_flows.infer.guides.model_check import ModelCheck
 from pyro_flows.infer.guides.start import FULL_RANK_LIMIT, STARTS, Start, StartFn
@@ -303,14 +304,7 @@ class AutoFlow(AutoContinuous):
             # Antithetic draws and the centre make the median of a Gaussian exact.
             half = eps[: num // 2]
             eps = torch.cat([half, -half, torch.zeros_like(half[:1])])
-        latents = flow.transform(eps)
-        draws, position = {}, 0
-        for name, site in self._latent_sites():
-            shape = self._unconstrained_shapes[name]
-            chunk = latents[:, position : position + shape.numel()]
-            draws[name] = biject_to(site["fn"].support)(chunk.reshape(-1, *shape))
-            position += shape.numel()
-        return draws
+        return constrained_sites(self, flow.transform(eps))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoFlow":
         # Through the state, which leaves the model behind; a copy in this process can keep it.
