@@ -190,22 +190,27 @@ def test_a_map_written_anew_has_its_own_derivatives():
         check(_flow(zoo.randomise(transform.double())))
 
 
-WALKS = ["autoregressive_deep", "autoregressive_linear", "spline_autoregressive", "block_neural"]
+BLOCKWISE = [
+    "autoregressive_deep",
+    "autoregressive_linear",
+    "spline_autoregressive",
+    "block_neural",
+]
 
 
 @pytest.mark.parametrize("c", [0, 2])
-@pytest.mark.parametrize("name", WALKS)
-def test_a_walk_solves_what_rows_of_the_jacobian_do(name, c, monkeypatch):
+@pytest.mark.parametrize("name", BLOCKWISE)
+def test_blocks_solve_what_the_whole_jacobian_does(name, c, monkeypatch):
     """In the score, and in the inverse's own gradient."""
     for module in (adjoint, block_inverse):
-        monkeypatch.setattr(module, "MOST_ROWS", 2)
+        monkeypatch.setattr(module, "BLOCK", 2)
     check(_given(_flow(zoo.build(name, 5, c)), 1))
     check(_given(_flow(Inverse(zoo.build(name, 5, c))), 1))
 
 
 @pytest.mark.parametrize("recipe", [flows.iaf, flows.bnaf])
-@pytest.mark.parametrize("d", [adjoint.MOST_ROWS, adjoint.MOST_ROWS + 1])
-def test_score_where_rows_give_way_to_a_walk(recipe, d):
+@pytest.mark.parametrize("d", [adjoint.BLOCK, adjoint.BLOCK + 1])
+def test_score_where_one_block_becomes_two(recipe, d):
     check(_flow(zoo.randomise(recipe(d, num_transforms=1).double(), scale=0.2).transform))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows import _checks
-from pyro_flows.nn.adjoint import MOST_ROWS
+from pyro_flows.nn.adjoint import BLOCK
 from pyro_flows.nn.block_layers import (
     HiddenWeights,
     OutputWeights,
@@ -131,7 +131,7 @@ def walk_back(
         output: The last layer.
         bound: Bound on the last layer's log-scale.
     """
-    if len(x) <= MOST_ROWS:
+    if len(x) <= BLOCK:
         matrix = _jacobian(x, hidden, output, bound).permute(2, 1, 0)
         target = cotangent.T[..., None]
         return torch.linalg.solve_triangular(matrix, target, upper=True)[..., 0].T

@@ -1,9 +1,9 @@
-r"""The walk over the blocks of a masked network: its inverse, and the adjoint of that.
+r"""The walk over the blocks of a masked network: its inverse.
 
 Coordinate :math:`i` counts from zero. Hidden units stand in the order of their degrees, so what
 becomes known together with coordinate :math:`i` is one block of rows. Walking over the blocks in
 order, the inverse uses every weight once: it costs about one forward pass instead of one for each
-coordinate. The transposed Jacobian is solved by the same walk, backwards.
+coordinate.
 """
 
 from collections.abc import Callable, Sequence
@@ -99,53 +99,4 @@ class Walk:
                     mine = edges[s][i], edges[s][i + 1]
                     block = extend(s, *mine, edges[s - 1][low], edges[s - 1][i + 1])
                     block.copy_(activate(block))
-        return result.T.reshape(*batch, result.shape[0])
-
-    def solve_transposed(self, *tensors: Tensor) -> Tensor:
-        r"""Return the solution ``u`` of :math:`J^\top u = g`, and what it sends to every stage.
-
-        Side by side on the last axis: ``u``; what reaches each hidden stage, before its
-        activation; and the parameters' share, :math:`u_j \, \partial f_j / \partial p_j`.
-
-        Args:
-            *tensors: :math:`g`, :math:`f'` and :math:`\partial f / \partial p`, and the
-                activation's slopes at each hidden stage, of shape ``(*, n)`` each; then the
-                matrices of the layers.
-        """
-        edges, last, num_params = self.edges, len(self.edges) - 1, self.num_params
-        batch = tensors[0].shape[:-1]
-        rows = [tensor.reshape(-1, tensor.shape[-1]).T for tensor in tensors[: last + 2]]
-        cotangent, slope, pull, *gates = rows
-        matrices = tensors[last + 2 :]
-        # What each stage receives from the one above; in the end, the solution in the first.
-        result = cotangent.new_empty(sum(edge[-1] for edge in edges), cotangent.shape[1])
-        received = result.split([edge[-1] for edge in edges])
-
-        def begin(stage: int, start: int, stop: int, known: int) -> None:
-            weight = matrices[stage][known:, start:stop].T
-            torch.mm(weight, received[stage + 1][known:], out=received[stage][start:stop])
-
-        def extend(stage: int, start: int, stop: int, known: int, end: int) -> Tensor:
-            weight = matrices[stage][known:end, start:stop].T
-            return received[stage][start:stop].addmm_(weight, received[stage + 1][known:end])
-
-        for high in range(self.input_dim, 0, -_GROUP):
-            low = max(high - _GROUP, 0)
-            for s in range(last):
-                begin(s, edges[s][low], edges[s][high], edges[s + 1][high])
-            for i in reversed(range(low, high)):
-                known = edges[last][i + 1]
-                for s in reversed(range(1, last)):
-                    mine = slice(edges[s][i], edges[s][i + 1])
-                    block = extend(s, mine.start, mine.stop, known, edges[s + 1][high])
-                    block.mul_(gates[s - 1][mine])
-                    known = mine.start
-                u = extend(0, i, i + 1, known, edges[1][high])
-                u.copy_((cotangent[i] - u) / slope[i])
-                mine = slice(i * num_params, (i + 1) * num_params)
-                received[last][mine] = u * pull[mine]
-        # What sees a context alone, and so no coordinate.
-        for s in reversed(range(1, last)):
-            begin(s, 0, edges[s][0], 0)
-            received[s][: edges[s][0]].mul_(gates[s - 1][: edges[s][0]])
         return result.T.reshape(*batch, result.shape[0])
