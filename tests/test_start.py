@@ -16,6 +16,7 @@ from models import (
     regression_posterior,
 )
 from pyro import poutine
+from pyro.distributions import constraints
 from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 
 import pyro_flows as pf
@@ -65,12 +66,56 @@ def test_laplace_start_is_exact_for_a_collinear_regression_far_from_the_origin(d
     density = density_of(regression_model, x, y)
     start = laplace_start(density, [torch.zeros(4, dtype=dtype)])
     sd = covariance.diagonal().sqrt()
-    loose = dtype == torch.float32
-    assert ((start.loc.double() - mean) / sd).abs().max() < (0.2 if loose else 1e-6)
+    # The search is in float64 for either; what it hands over is rounded to the data's dtype.
+    rounded = dtype == torch.float32
+    assert ((start.loc.double() - mean) / sd).abs().max() < (2e-3 if rounded else 1e-6)
     ours = start.scale.double() @ start.scale.double().T
-    assert ((ours - covariance) / sd / sd[:, None]).abs().max() < (1e-2 if loose else 1e-6)
-    if not loose:
+    assert ((ours - covariance) / sd / sd[:, None]).abs().max() < (1e-4 if rounded else 1e-6)
+    if not rounded:
         assert gaussian_elbo(density, start) == pytest.approx(evidence, rel=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_laplace_start_minds_no_units(unit):
+    """With flat priors, incomes and heights say: a mode at tens of thousands, and none at zero."""
+    generator = torch.Generator().manual_seed(0)
+    height = 65 + 4 * torch.randn(1000, generator=generator)
+    noise = torch.randn(1000, generator=generator)
+    income = unit * (-6.0 + 0.12 * height + 2 * noise)
+
+    def model(height, income):
+        beta = pyro.sample("beta", dist.ImproperUniform(constraints.real_vector, (), (2,)))
+        sigma = pyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
+        with pyro.plate("person", len(height)):
+            pyro.sample("income", dist.Normal(beta[0] + beta[1] * height, sigma), obs=income)
+
+    guide = pf.AutoFlow(model, start="laplace")
+    guide.initialise(height, income)
+    median = guide.median()
+    x = torch.stack([torch.ones(1000), height], -1).double()
+    least_squares = torch.linalg.lstsq(x, income.double()[:, None]).solution[:, 0]
+    rest = income.double() - x @ least_squares
+    sd = rest.std() * torch.linalg.inv(x.T @ x).diagonal().sqrt()
+    assert ((median["beta"].double() - least_squares) / sd).abs().max() < 0.01
+    assert median["sigma"].item() == pytest.approx(rest.std().item(), rel=2e-3)
+    scale = guide.get_transform().parts[-1].fixed_scale
+    assert torch.allclose(scale.norm(dim=-1)[:2].double(), sd, rtol=0.01)
+
+
+def test_a_prior_without_draws_is_searched_from_several_points():
+    def model():
+        pyro.sample("flat", dist.ImproperUniform(constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(torch.tensor(0.0), 1.0), obs=torch.tensor(0.0))
+
+    seen = []
+
+    def start(density, inits):
+        seen.extend(inits)
+        return Start(inits[0], torch.ones(1), "here")
+
+    pf.AutoFlow(model, start=start).initialise()
+    assert seen[0] == 0.0
+    assert len({z.item() for z in seen}) == len(seen) > 1
 
 
 def test_gaussian_elbo_against_its_closed_form():

@@ -161,11 +161,18 @@ class AutoFlow(AutoContinuous):
     ) -> list[Tensor]:
         """Return points of ``init_loc_fn`` at which the density is finite."""
         inits = [self._init_loc()]
+        sites = [(name, site["fn"]) for name, site in self._latent_sites()]
+        improper = {name for name, prior in sites if not _has_draws(prior)}
         for _ in range(_MOST_INITS - 1):
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
             parts = [
-                biject_to(site["fn"].support).inv(trace.nodes[name]["value"]).reshape(-1)
-                for name, site in self._latent_sites()
+                biject_to(prior.support).inv(trace.nodes[name]["value"]).reshape(-1)
+                for name, prior in sites
+            ]
+            # The first point is at the origin there.
+            parts = [
+                torch.randn_like(part) if name in improper else part
+                for (name, _), part in zip(sites, parts, strict=True)
             ]
             inits.append(torch.cat(parts).detach())
         finite = [z for z in inits if bool(density(z).isfinite())]
@@ -323,6 +330,14 @@ class AutoFlow(AutoContinuous):
             return {**super().__getstate__(), "_bare_model": None}
         finally:
             self._model, self.master = model, master
+
+
+def _has_draws(prior: TorchDistribution) -> bool:
+    try:
+        prior.sample()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _or_origin(init_loc_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -13,6 +13,7 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.utils._pytree import tree_map
 
 from pyro_flows.errors import FlowError
 from pyro_flows.infer.vmap import densities_agree, vmapped
@@ -117,17 +118,31 @@ class LogDensity:
         first, second = (trace.log_prob_sum() for trace in traces)
         return not subsampled and bool(first != second)
 
-    def precise_dtype(self, z: Tensor) -> torch.dtype:
-        """Return float64 where the model computes with it, else the dtype of ``z``."""
-        try:
-            with torch.no_grad():
-                value = self(z.double())
-        except FlowError:
-            raise
-        except (RuntimeError, TypeError, ValueError):
-            # Data of another dtype met in a matrix product; any other error will be met again.
-            return z.dtype
-        return torch.float64 if value.dtype == torch.float64 else z.dtype
+    def precise(self, z: Tensor) -> tuple["LogDensity", torch.dtype]:
+        """Return the log-density in float64, and that dtype, where the model computes with it.
+
+        Where data of another dtype meet the latents in a matrix product, the model is called with
+        its arguments in float64. Where neither works, the log-density and the dtype stay.
+
+        Args:
+            z: An unconstrained vector.
+        """
+        for density in (self, self._in_double()):
+            try:
+                with torch.no_grad():
+                    value = density(z.double())
+            except FlowError:
+                raise
+            except (RuntimeError, TypeError, ValueError):
+                # Any other error will be met again.
+                continue
+            if value.dtype == torch.float64:
+                return density, torch.float64
+        return self, z.dtype
+
+    def _in_double(self) -> "LogDensity":
+        args, kwargs = tree_map(_to_double, (self._args, self._kwargs))
+        return LogDensity(self._model, self._guide, args, kwargs)
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-density at ``z`` and its gradient, of shape ``(input_dim,)``."""
@@ -169,6 +184,11 @@ class LogDensity:
                 (product,) = torch.autograd.grad(grad, z, sign, retain_graph=True)
                 total = total + sign * product
         return total / num_probes
+
+
+def _to_double(value: Any) -> Any:
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if floating else value
 
 
 @contextmanager

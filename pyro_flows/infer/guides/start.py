@@ -18,10 +18,12 @@ logger = logging.getLogger("pyro_flows")
 
 # Above this many latents the Gaussian is diagonal.
 FULL_RANK_LIMIT = 500
-_MAX_ITERATIONS = 50
-_MAX_HALVINGS = 12
+_MAX_ITERATIONS = 100
+_MAX_HALVINGS, _MAX_DOUBLINGS = 20, 3
+# Eigenvalues of a matrix with a unit diagonal that rounding could have made, in units of it.
+_SINGULAR = 100
 _LEAST_GAIN = 1e-4
-_MAX_CANDIDATES = 5
+_MAX_CANDIDATES = 8
 _ELBO_DRAWS = 32
 _PRIOR_SCALE = 0.1
 
@@ -133,7 +135,7 @@ def _prior_starts(inits: list[Tensor]) -> list[Start]:
 
 
 def _laplace_starts(density: LogDensity, inits: list[Tensor]) -> list[Start]:
-    dtype = density.precise_dtype(inits[0])
+    density, dtype = density.precise(inits[0])
     starts = [
         start._replace(loc=start.loc.to(z), scale=start.scale.to(z))
         for z in inits
@@ -177,7 +179,8 @@ def _newton_step(density: LogDensity, z: Tensor, precision: Tensor) -> tuple[Ten
     """Return a Newton step uphill, and the gain in log-density that it promises.
 
     Where the density is not concave the Newton step is no guide; along those eigenvectors the step
-    follows the gradient, by one unit at most.
+    follows the gradient, by one unit at most. Eigenvectors are those of the precision with a unit
+    diagonal, so that the units of the latents, of which some may be thousands, do not matter.
 
     Reference:
         Dauphin et al. (2014), *Identifying and attacking the saddle point problem*.
@@ -185,22 +188,49 @@ def _newton_step(density: LogDensity, z: Tensor, precision: Tensor) -> tuple[Ten
     value, grad = density.value_and_grad(z)
     if not bool(value.isfinite() & grad.isfinite().all() & precision.isfinite().all()):
         return torch.zeros_like(z), 0.0
-    curvature, vectors = torch.linalg.eigh(precision)
-    slope = vectors.T @ grad
-    scale = curvature.abs().clamp(min=_flat(curvature))
-    step = torch.where(curvature > 0, slope / scale, (slope / scale).clamp(-1, 1))
-    return vectors @ step, float(slope @ step)
+    unit = _units(precision.diagonal())
+    curvature, vectors = torch.linalg.eigh(unit[:, None] * precision * unit)
+    along = vectors.T @ (unit * grad) / curvature.abs().clamp(min=_rounding(z))
+    concave = curvature > 0
+    step = unit * (vectors[:, concave] @ along[concave])
+    uphill = unit * (vectors[:, ~concave] @ along[~concave])
+    step = step + uphill / uphill.abs().max().clamp(min=1.0)
+    return step, float(grad @ step)
+
+
+def _units(diagonal: Tensor) -> Tensor:
+    """Return the scales that the diagonal of a precision has; where negative, ten at most."""
+    least = float(diagonal.abs().max()) * _rounding(diagonal) ** 2
+    saddle = diagonal.abs().clamp(min=1e-2)
+    return torch.where(diagonal > 0, diagonal.clamp(min=least), saddle).rsqrt()
+
+
+def _rounding(of: Tensor) -> float:
+    return _SINGULAR * torch.finfo(of.dtype).eps
 
 
 def _line_search(density: LogDensity, z: Tensor, step: Tensor) -> Tensor | None:
-    """Halve a step until the log-density rises; none if it never does."""
+    """Halve a step until the log-density rises, or double it while it does.
+
+    Returns:
+        Where the step ends; none if the log-density never rises.
+    """
     with torch.no_grad():
         before = density(z)
         for halving in range(_MAX_HALVINGS):
             candidate = z + step * 0.5**halving
-            if bool(density(candidate) > before):
-                return candidate
-    return None
+            value = density(candidate)
+            if bool(value > before):
+                break
+        else:
+            return None
+        for doubling in range(_MAX_DOUBLINGS if halving == 0 else 0):
+            further = z + step * 2.0 ** (doubling + 1)
+            before, value = value, density(further)
+            if not bool(value > before):
+                break
+            candidate = further
+    return candidate
 
 
 def _lbfgs(density: LogDensity, z: Tensor) -> list[Tensor]:
@@ -221,33 +251,33 @@ def _lbfgs(density: LogDensity, z: Tensor) -> list[Tensor]:
 
 
 def _gaussians(density: LogDensity, path: list[_Iterate]) -> Iterable[Start]:
-    steps = np.linspace(0, len(path) - 1, min(len(path), _MAX_CANDIDATES)).round().astype(int)
-    for step in steps:
+    # Without a mode, what is good comes early.
+    steps = np.geomspace(1, len(path), min(len(path), _MAX_CANDIDATES)).round().astype(int) - 1
+    for step in np.unique(steps):
         z, precision = path[step]
         last = "the mode" if step == len(path) - 1 else "a step of the search for a mode"
         if precision is None:
             diagonal = -density.hessian_diagonal(z)
-            scale = diagonal.abs().clamp(min=_flat(diagonal)).rsqrt()
+            scale = _units(diagonal)
         else:
             scale = _inverse_factor(precision)
         if bool(scale.isfinite().all()):
             yield Start(z, scale, f"a Gaussian at {last}")
 
 
-def _flat(precision: Tensor) -> float:
-    return max(1e-2 if bool((precision <= 0).any()) else 0.0, float(precision.abs().max()) * 1e-12)
-
-
 def _inverse_factor(precision: Tensor) -> Tensor:
     """Return the Cholesky factor of the inverse of a symmetric matrix, made positive definite.
 
-    Eigenvalues are taken in absolute value; where the matrix is not positive definite, they are
-    kept above 1e-2 so that a flat direction gets a scale of ten at most.
+    Eigenvalues, of the matrix with a unit diagonal, are taken in absolute value; where it is not
+    positive definite, they are kept above 1e-2 so that no direction gets more than ten units.
     """
     if not bool(precision.isfinite().all()):
         return torch.full_like(precision, math.nan)
-    values, vectors = torch.linalg.eigh(precision.double())
-    values = values.abs().clamp(min=_flat(values))
+    wide = precision.double()
+    unit = _units(wide.diagonal())
+    values, vectors = torch.linalg.eigh(unit[:, None] * wide * unit)
+    rounding = _rounding(precision)
+    values = values.abs().clamp(min=1e-2 if float(values.min()) < -rounding else rounding)
     # The factor R of (V values^-1/2)^T = Q R gives the covariance R^T R without forming it.
     _, factor = torch.linalg.qr((vectors * values.rsqrt()).T)
-    return (factor.T * factor.diagonal().sign()).to(precision)
+    return (unit[:, None] * factor.T * factor.diagonal().sign()).to(precision)
