@@ -240,6 +240,18 @@ def test_fit_of_a_funnel_converges_only_where_its_elbo_rises_no_more():
     assert result.status == "max_steps" or rise < 0.1 + 3 * (later.elbo_se + result.elbo_se)
 
 
+def test_a_start_that_training_only_spoils_is_handed_back(caplog):
+    """The posterior is the Gaussian that the guide begins with."""
+    y = normal_data()
+    guide = pf.AutoFlow(normal_model)
+    guide.initialise(y)
+    before = [parameter.detach().clone() for parameter in guide.parameters()]
+    result = fit(normal_model, guide, y, steps=20, lr=1.0, gradient="total")
+    assert result.state == "start"
+    assert "hands back the start" in caplog.text
+    assert all(map(torch.equal, before, guide.parameters()))
+
+
 @pytest.mark.parametrize("ruined_from", [None, 30, 60])
 def test_state_that_is_handed_back_is_the_best_of_three_on_fresh_draws(ruined_from, monkeypatch):
     """FAULTS 62: scored once more here, on other draws; a step size that explodes spoils some."""
@@ -261,7 +273,7 @@ def test_state_that_is_handed_back_is_the_best_of_three_on_fresh_draws(ruined_fr
     monkeypatch.setattr(run, "choose_state", watched)
     options = {"scheduler": lambda o: torch.optim.lr_scheduler.LambdaLR(o, factor), "steps": 70}
     result = fit(normal_model, guide, y, **options)
-    assert set(scored) == {"average", "last", "best"}
+    assert set(scored) == {"average", "last", "best", "start"}
     assert scored[result.state] == max(scored.values()) or result.state == "average"
     assert scored[result.state] > max(scored.values()) - 0.02
     assert result.elbo == pytest.approx(scored[result.state], abs=6 * result.elbo_se + 0.01)

@@ -1,5 +1,6 @@
 """One run of a fit: what it is made of, its steps, and its end."""
 
+import logging
 import math
 from contextlib import AbstractContextManager
 from functools import partial
@@ -30,6 +31,8 @@ from pyro_flows.infer.training.schedule import Schedule
 from pyro_flows.infer.training.signals import Termination
 from pyro_flows.infer.training.step_size import search_step_size
 from pyro_flows.infer.training.trainable import trainable
+
+logger = logging.getLogger("pyro_flows")
 
 _LR, _LR_BY_DIMENSION = 5e-3, 0.1
 
@@ -68,6 +71,7 @@ class Run:
             squared=getattr(scorer.guide, "gradient", "total") == "path",
         )
         self._flat = FlatParameters({**of_guide, **of_model})
+        self._start = self._flat.copy()
         groups = [list(of_guide), list(of_model)]
         clip_norm = options.clip_norm if options.chunks == 1 else None
         self._step = StepFunction(objective, self._flat, groups, clip_norm)
@@ -212,5 +216,9 @@ class Run:
             "last": self._flat.copy(),
             "average": loop.average.tensors(),
             "best": loop.best.tensors(),
+            "start": self._start,
         }
-        return choose_state(self._scorer, self._flat, candidates, self._options.chunk)
+        chosen = choose_state(self._scorer, self._flat, candidates, self._options.chunk)
+        if chosen == "start":
+            logger.warning("fit: hands back the start, since no later state has a higher ELBO")
+        return chosen
