@@ -274,7 +274,8 @@ def test_state_that_is_handed_back_is_the_best_of_three_on_fresh_draws(ruined_fr
     options = {"scheduler": lambda o: torch.optim.lr_scheduler.LambdaLR(o, factor), "steps": 70}
     result = fit(normal_model, guide, y, **options)
     assert set(scored) == {"average", "last", "best", "start"}
-    assert scored[result.state] == max(scored.values()) or result.state == "average"
+    # Of states that are all but equal, the first one is handed back.
+    assert scored[result.state] > max(scored.values()) - 1e-3 or result.state == "average"
     assert scored[result.state] > max(scored.values()) - 0.02
     assert result.elbo == pytest.approx(scored[result.state], abs=6 * result.elbo_se + 0.01)
     if ruined_from is not None:

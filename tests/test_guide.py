@@ -241,7 +241,8 @@ def test_enumerated_latents_are_left_to_trace_enum_and_infer_discrete():
 
     x = torch.cat([normal_data(mean=-4.0), normal_data(mean=4.0)])
     guide = pf.AutoFlow(poutine.block(model, hide=["which"]))
-    svi = SVI(model, guide, adam(3e-2), TraceEnum_ELBO(max_plate_nesting=1))
+    clipped = pyro.optim.ClippedAdam({"lr": 1e-2, "clip_norm": 10.0})
+    svi = SVI(model, guide, clipped, TraceEnum_ELBO(max_plate_nesting=1))
     losses = [svi.step(x) for _ in range(150)]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     guide_trace = poutine.trace(guide).get_trace(x)

@@ -21,7 +21,9 @@ from pyro.infer.autoguide.initialization import init_to_sample, init_to_value
 
 import pyro_flows as pf
 from pyro_flows.infer import LogDensity, Start
-from pyro_flows.infer.guides.start import FULL_RANK_LIMIT, gaussian_elbo, laplace_start
+from pyro_flows.infer.guides.gaussian import ClimbingGaussian, gaussian_elbo
+from pyro_flows.infer.guides.mode import FULL_RANK_LIMIT
+from pyro_flows.infer.guides.start import laplace_start
 
 
 def density_of(model, *args):
@@ -152,6 +154,105 @@ def test_a_density_without_a_mode_still_gets_a_start():
         scale = affine.fixed_scale * affine.log_scale.detach().exp()
         elbos[start] = gaussian_elbo(density, Start(affine.fixed_loc, scale, start))
     assert elbos["auto"] > elbos["prior"] + 1
+
+
+CURVATURE = torch.tensor([[4.0, 1.9, 0.0], [1.9, 1.0, 0.0], [0.0, 0.0, 1e-6]]).double()
+
+
+def correlated():
+    """Return a density, of the evidence 0.5, with a mean in the thousands."""
+
+    def model():
+        mean = torch.tensor([1.0, -2.0, 3000.0]).double()
+        z = pyro.sample("z", dist.ImproperUniform(constraints.real_vector, (), (3,)))
+        normal = dist.MultivariateNormal(mean, precision_matrix=CURVATURE, validate_args=False)
+        pyro.factor("p", normal.log_prob(z) + 0.5)
+
+    return density_of(model)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_a_climbing_gaussian_arrives_where_the_best_one_is(diagonal):
+    """The best diagonal precision is the diagonal of the precision."""
+    scale = torch.full((3,), 0.1).double()
+    start = Start(torch.zeros(3).double(), scale if diagonal else scale.diag_embed(), "zero")
+    climbing = ClimbingGaussian(correlated(), start, torch.Generator().manual_seed(0))
+    climbing.climb(200)
+    found = climbing.result()
+    expected = CURVATURE.diagonal().rsqrt() if diagonal else CURVATURE.inverse()
+    ours = found.scale if diagonal else found.scale @ found.scale.T
+    rtol = 0.1 if diagonal else 1e-3
+    assert torch.allclose(ours, expected, rtol=rtol, atol=1e-3)
+    kl = 0.5 * float(CURVATURE.diagonal().log().sum() - CURVATURE.logdet()) if diagonal else 0.0
+    assert climbing.elbo == pytest.approx(0.5 - kl, abs=0.05 if diagonal else 1e-4)
+    assert f"{climbing.elbo:.5g}, fitted from zero" in found.origin
+
+
+def test_a_climbing_gaussian_survives_a_density_that_ends():
+    """Draws beyond the edge have a log-density of minus infinity, and gradients of no use."""
+
+    def model():
+        z = pyro.sample("z", dist.ImproperUniform(constraints.real_vector, (), (2,)))
+        inside = z.abs().max(-1).values < 30.0
+        value = torch.where(inside, -0.5 * z.square().sum(-1), -torch.inf)
+        pyro.factor("p", torch.where(inside, value, torch.nan))
+
+    density = density_of(model)
+    wide = Start(torch.zeros(2), 1e4 * torch.eye(2), "too wide")
+    climbing = ClimbingGaussian(density, wide, torch.Generator().manual_seed(0))
+    climbing.climb(10)
+    assert climbing.result() is None
+    fair = Start(torch.full((2,), 20.0), torch.eye(2), "inside")
+    climbing = ClimbingGaussian(density, fair, torch.Generator().manual_seed(0))
+    climbing.climb(100)
+    assert climbing.elbo == pytest.approx(math.log(2 * math.pi), abs=1e-3)
+
+
+def rats(num=30):
+    """A centered hierarchy with flat priors on its scales: no mode, and many ways to collapse."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.tensor([-14.0, -7.0, 0.0, 7.0, 14.0])
+    a, b, e = (torch.randn(num, k, generator=generator) for k in (1, 1, 5))
+    y = 242.0 + 14.0 * a + (6.2 + 0.5 * b) * x + 6.0 * e
+
+    def model():
+        mean = [pyro.sample(f"mean_{k}", dist.Normal(0.0, 100.0)) for k in range(2)]
+        positive = dist.ImproperUniform(constraints.positive, (), ())
+        spread = [pyro.sample(f"spread_{k}", positive) for k in range(2)]
+        noise = pyro.sample("noise", positive)
+        with pyro.plate("rat", num):
+            a = pyro.sample("a", dist.Normal(mean[0], spread[0]))
+            b = pyro.sample("b", dist.Normal(mean[1], spread[1]))
+            line = a[:, None] + b[:, None] * x
+            pyro.sample("y", dist.Normal(line, noise).to_event(1), obs=y)
+
+    return model
+
+
+def test_a_hierarchy_without_a_mode_does_not_start_collapsed():
+    torch.manual_seed(0)
+    guide = pf.AutoFlow(rats())
+    guide.initialise()
+    median = guide.median()
+    # Within what 30 rats tell: three standard errors, of 1 / sqrt(2 * 30) each.
+    assert 0.5 * 0.6 < median["spread_1"].item() < 0.5 * 1.5
+    assert 14.0 * 0.6 < median["spread_0"].item() < 14.0 * 1.5
+    assert median["noise"].item() == pytest.approx(6.0, rel=0.25)
+
+
+def test_a_vague_prior_without_a_usable_median_still_gets_a_start():
+    """BUGS' Gamma(0.001, 0.001): its median is a precision of 1e-300."""
+
+    def model():
+        tau = pyro.sample("tau", dist.Gamma(0.001, 0.001))
+        with pyro.plate("row", 8):
+            z = pyro.sample("z", dist.Normal(0.0, tau**-0.5))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=torch.linspace(-4, 4, 8))
+
+    torch.manual_seed(0)
+    guide = pf.AutoFlow(model)
+    guide.initialise()
+    assert 0.5 < guide.median()["tau"].item() ** -0.5 < 6.0
 
 
 def test_auto_start_falls_back_and_says_why(caplog):

@@ -1,8 +1,8 @@
 """Inference: guides, start values, the engine, and the fit loop."""
 
 from pyro_flows.infer.guides.auto_flow import AutoFlow
+from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.log_density import LogDensity
-from pyro_flows.infer.guides.start import Start
 from pyro_flows.infer.importance import pareto_k
 from pyro_flows.infer.particles import Particles, Scores
 from pyro_flows.infer.training.fit import fit

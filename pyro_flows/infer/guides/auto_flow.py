@@ -19,17 +19,19 @@ from pyro_flows import _checks, flows
 from pyro_flows.distributions import Flow, StandardNormal
 from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer import store
+from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.latents import constrained_sites
 from pyro_flows.infer.guides.log_density import LogDensity
+from pyro_flows.infer.guides.mode import FULL_RANK_LIMIT
 from pyro_flows.infer.guides.model_check import ModelCheck
-from pyro_flows.infer.guides.start import FULL_RANK_LIMIT, STARTS, Start, StartFn
+from pyro_flows.infer.guides.start import STARTS, StartFn
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.threads import threads_for
 from pyro_flows.transforms import ElementwiseAffine, FlowTransform, LowerTriangularAffine
 
 logger = logging.getLogger("pyro_flows")
 
-_NUM_INITS = 3
+_LEAST_INITS, _MORE_INITS, _MORE_INITS_NUMBERS = 3, 5, 250
 _MOST_INITS = 10
 # For medians and quantiles: fewer draws where there are many latents.
 _QUANTILE_DRAWS, _LEAST_QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4000, 400, 1_000_000
@@ -55,7 +57,8 @@ class AutoFlow(AutoContinuous):
         start: ``"auto"``: the Laplace start where it improves the ELBO, else a draw of
             ``init_loc_fn``; ``"laplace"`` or ``"prior"`` force one; a function ``(log_density,
             inits) -> Start`` brings another.
-        init_loc_fn: Pyro's per-site initialisation, where the search for a mode begins.
+        init_loc_fn: Pyro's per-site initialisation, where the search for a mode begins; if not
+            given, at the prior's median, at the origin of the unconstrained space and near it.
         create_plates: As for Pyro's guides, returns the plates that ``model`` subsamples.
         gradient: ``"path"`` or ``"total"``.
 
@@ -100,6 +103,7 @@ class AutoFlow(AutoContinuous):
         # In a tuple, so that it does not become a submodule; Pyro's own copy draws initial values.
         self._bare_model = (model,)
         self.create_plates = create_plates
+        self._searches_widely = init_loc_fn is init_to_median
         self._recipe = flows.find(flow)
         if not callable(start):
             start = STARTS[_checks.check_choice("AutoFlow", "start", start, tuple(STARTS))]
@@ -159,32 +163,32 @@ class AutoFlow(AutoContinuous):
     def _finite_inits(
         self, density: LogDensity, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Tensor]:
-        """Return points of ``init_loc_fn`` at which the density is finite."""
+        """Return points at which the density is finite, the first of ``init_loc_fn`` if it is."""
         inits = [self._init_loc()]
-        sites = [(name, site["fn"]) for name, site in self._latent_sites()]
-        improper = {name for name, prior in sites if not _has_draws(prior)}
         for _ in range(_MOST_INITS - 1):
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
             parts = [
-                biject_to(prior.support).inv(trace.nodes[name]["value"]).reshape(-1)
-                for name, prior in sites
-            ]
-            # The first point is at the origin there.
-            parts = [
-                torch.randn_like(part) if name in improper else part
-                for (name, _), part in zip(sites, parts, strict=True)
+                biject_to(site["fn"].support).inv(trace.nodes[name]["value"]).reshape(-1)
+                for name, site in self._latent_sites()
             ]
             inits.append(torch.cat(parts).detach())
-        finite = [z for z in inits if bool(density(z).isfinite())]
+        if self._searches_widely:
+            # The median of a vague prior can be anywhere; most latents are made to be of order 1.
+            origin = torch.zeros_like(inits[0])
+            near = [origin, *(torch.randn_like(origin) for _ in inits[1:])]
+            inits = [z for pair in zip(inits, near, strict=True) for z in pair]
+        different = list({tuple(z.tolist()): z for z in inits}.values())
+        finite = [z for z in different if bool(density(z).isfinite())]
         if not finite:
             raise _checks.refusal(
                 NonFiniteError,
                 self._who,
-                expected=f"a finite log-density at one of {len(inits)} points of init_loc_fn",
+                expected=f"a finite log-density at one of {len(different)} points of init_loc_fn",
                 got=density.describe_non_finite(inits[0]),
                 advice="Check the model there, or pass an init_loc_fn inside the support.",
             )
-        return finite[:_NUM_INITS]
+        # The more searches, the fewer modes are missed; each takes a Hessian a step.
+        return finite[: _LEAST_INITS + min(_MORE_INITS, _MORE_INITS_NUMBERS // self.latent_dim)]
 
     def _latent_sites(self) -> Iterator[tuple[str, Any]]:
         prototype: Any = self.prototype_trace
@@ -330,14 +334,6 @@ class AutoFlow(AutoContinuous):
             return {**super().__getstate__(), "_bare_model": None}
         finally:
             self._model, self.master = model, master
-
-
-def _has_draws(prior: TorchDistribution) -> bool:
-    try:
-        prior.sample()
-    except NotImplementedError:
-        return False
-    return True
 
 
 def _or_origin(init_loc_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -67,11 +67,35 @@ class LogDensity:
         Args:
             points: Of shape ``(N, input_dim)``.
         """
-        if self._vmaps is None:
-            self._vmaps = self._check_vmap(points[:2])
-        if self._vmaps:
+        return self._at_many(points)
+
+    def values_and_grads(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-density at several points, of shape ``(N,)``, and its gradients.
+
+        Args:
+            points: Of shape ``(N, input_dim)``.
+        """
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            values = self._at_many(points)
+            (grads,) = torch.autograd.grad(values.sum(), points)
+        return values.detach(), grads
+
+    def _at_many(self, points: Tensor) -> Tensor:
+        if self.vmaps(points):
             return vmapped(self, len(points), points, shared=True, muted=True)
         return torch.stack([self(z) for z in points])
+
+    def vmaps(self, points: Tensor) -> bool:
+        """Say whether vmap gives what single points do; tried once, at the first of some points.
+
+        Args:
+            points: Of shape ``(N, input_dim)``.
+        """
+        if self._vmaps is None:
+            with torch.no_grad():
+                self._vmaps = self._check_vmap(points[:2])
+        return self._vmaps
 
     def _check_vmap(self, points: Tensor) -> bool:
         try:
@@ -83,7 +107,9 @@ class LogDensity:
                 "start: runs the model once for each draw, since %s", str(error).partition("\n")[0]
             )
             return False
-        return densities_agree(ours, torch.stack([self(z) for z in points]))
+        # In float32, as vmap may promote a product of dtypes where a single draw does not.
+        theirs = torch.stack([self(z) for z in points])
+        return densities_agree(ours.float(), theirs.float())
 
     def _run(self, z: Tensor, seed: int) -> tuple[poutine.Trace, Tensor]:
         values, ladj = {}, z.new_zeros(())

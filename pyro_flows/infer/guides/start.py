@@ -1,9 +1,7 @@
 """Start values: a Gaussian in the unconstrained space that a guide begins with."""
 
 import logging
-import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,40 +9,24 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import NotConvergedError
+from pyro_flows.infer.guides.gaussian import ClimbingGaussian, Start, gaussian_elbo
 from pyro_flows.infer.guides.log_density import LogDensity
-from pyro_flows.numerics import LOG_SQRT_TAU
+from pyro_flows.infer.guides.mode import (
+    FULL_RANK_LIMIT,
+    Iterate,
+    inverse_factor,
+    scales_of,
+    search,
+)
 
 logger = logging.getLogger("pyro_flows")
 
-# Above this many latents the Gaussian is diagonal.
-FULL_RANK_LIMIT = 500
-_MAX_ITERATIONS = 100
-_MAX_HALVINGS, _MAX_DOUBLINGS = 20, 3
-# Eigenvalues of a matrix with a unit diagonal that rounding could have made, in units of it.
-_SINGULAR = 100
-_LEAST_GAIN = 1e-4
 _MAX_CANDIDATES = 8
-_ELBO_DRAWS = 32
+_MODE = "a Gaussian at the mode"
 _PRIOR_SCALE = 0.1
-
-
-class Start(NamedTuple):
-    """A Gaussian to start from.
-
-    Attributes:
-        loc: Mean, of shape ``(D,)``.
-        scale: Cholesky factor of the covariance, of shape ``(D, D)``, or standard deviations,
-            ``(D,)``.
-        origin: Where it came from, in words.
-        whitened: Whether training moves relative to ``scale``, which then has to be of the
-            posterior's size; else it moves in absolute units.
-    """
-
-    loc: Tensor
-    scale: Tensor
-    origin: str
-    whitened: bool = True
-
+# How many Gaussians climb how many steps, before the better ones go on.
+_CLIMBERS, _FIRST_STEPS = 6, 10
+_ROUNDS = ((3, 20), (1, 70))
 
 StartFn = Callable[[LogDensity, list[Tensor]], Start]
 
@@ -62,9 +44,9 @@ def prior_start(density: LogDensity, inits: list[Tensor]) -> Start:
 def laplace_start(density: LogDensity, inits: list[Tensor]) -> Start:
     """Return the best Gaussian along searches for a mode that begin at ``inits``.
 
-    Each search is a saddle-free Newton method (L-BFGS in high dimensions); some of its iterates,
-    the last among them, become Gaussians with the inverse Hessian for their covariance. Where the
-    density has no mode, as with centered hierarchies, an earlier iterate wins.
+    Some iterates of each search, the last among them, become Gaussians with the inverse Hessian
+    for their covariance. Where the density has no mode, as with centered hierarchies, an earlier
+    iterate wins.
 
     Args:
         density: The model's log-density.
@@ -77,7 +59,11 @@ def laplace_start(density: LogDensity, inits: list[Tensor]) -> Start:
 
 
 def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
-    """Return the Laplace start where it improves the ELBO, else the best of ``inits``; say which.
+    """Return the Gaussian of the highest ELBO that natural gradients find, from several starts.
+
+    They begin at Laplace starts, and at wide and narrow Gaussians around ``inits``; the best few
+    go on. Where the density cannot be evaluated for many draws at once, or no Gaussian has a
+    finite ELBO, the best start before all climbing is returned.
 
     Args:
         density: The model's log-density.
@@ -85,22 +71,59 @@ def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
     """
     if density.hides_latents(inits[0]):
         logger.info("start: no search for a mode, since the guide does not see all latents")
-        return prior_start(density, inits)
+        return prior_start(density, inits[:1])
     priors = _prior_starts(inits)
     try:
-        laplaces = _laplace_starts(density, inits)
+        starts = [*_laplace_starts(density, inits), *priors]
     except (NotConvergedError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        logger.warning("start: fell back to %s, since %s", priors[0].origin, error)
-        return best_start(density, priors)[0]
-    best, elbos = best_start(density, [*laplaces, *priors])
-    if not best.whitened:
-        logger.warning(
-            "start: fell back to %s, whose ELBO of %.4g is above the Laplace start's %.4g",
-            best.origin,
-            max(elbos),
-            max(elbos[: len(laplaces)]),
-        )
-    return best
+        logger.info("start: no search for a mode, since %s", error)
+        starts = priors
+    best, elbos = best_start(density, starts)
+    climbed = _climbed(density, [starts[k] for k in np.argsort(elbos)[::-1]], inits)
+    if climbed is None and not best.whitened:
+        logger.warning("start: fell back to %s, whose ELBO is %.4g", best.origin, max(elbos))
+    return climbed or best
+
+
+def _climbed(density: LogDensity, ranked: list[Start], inits: list[Tensor]) -> Start | None:
+    """Return the best Gaussian on the way up from some starts; none if no ELBO is finite.
+
+    Args:
+        density: The model's log-density.
+        ranked: Starts, the best one first.
+        inits: Points, each of shape ``(D,)``.
+    """
+    density, dtype = density.precise(inits[0])
+    if not density.vmaps(torch.stack(inits).to(dtype)):
+        return None
+    generator = torch.Generator().manual_seed(0)
+
+    def climber(start: Start) -> ClimbingGaussian:
+        loc, scale = start.loc.to(dtype), start.scale.to(dtype)
+        if scale.dim() == 1 and len(loc) <= FULL_RANK_LIMIT:
+            scale = scale.diag_embed()
+        climbing = ClimbingGaussian(density, Start(loc, scale, start.origin), generator)
+        climbing.climb(_FIRST_STEPS)
+        return climbing
+
+    climbers = [climber(ranked[0])]
+    if ranked[0].origin != _MODE or not climbers[0].is_steady:
+        climbers += [climber(start) for start in ranked[1:_CLIMBERS]]
+        climbers += [climber(start) for start in _around(inits[:2])]
+    for count, steps in _ROUNDS:
+        climbers = sorted(climbers, key=lambda each: each.elbo, reverse=True)[:count]
+        for climbing in climbers:
+            climbing.climb(steps)
+    best = climbers[0].result()
+    return best and best._replace(loc=best.loc.to(inits[0]), scale=best.scale.to(inits[0]))
+
+
+def _around(points: list[Tensor]) -> list[Start]:
+    return [
+        Start(z, torch.full_like(z, width), "a point of init_loc_fn")
+        for z in points
+        for width in (1.0, _PRIOR_SCALE)
+    ]
 
 
 STARTS: dict[str, StartFn] = {"auto": auto_start, "laplace": laplace_start, "prior": prior_start}
@@ -110,23 +133,6 @@ def best_start(density: LogDensity, starts: list[Start]) -> tuple[Start, list[fl
     """Return the start of the highest ELBO, and the ELBO of each."""
     elbos = [gaussian_elbo(density, start) for start in starts]
     return starts[int(np.argmax(elbos))], elbos
-
-
-@torch.no_grad()
-def gaussian_elbo(density: LogDensity, start: Start) -> float:
-    """Estimate the ELBO of a Gaussian, on fixed draws; minus infinity if it is not finite."""
-    loc, scale = start.loc, start.scale
-    generator = torch.Generator().manual_seed(0)
-    half = torch.randn(_ELBO_DRAWS // 2, loc.shape[0], generator=generator).to(loc)
-    eps = torch.cat([half, -half])
-    full = scale.dim() == 2
-    draws = loc + (eps @ scale.T if full else eps * scale)
-    log_p = density.at_many(draws)
-    # With log q at the draws, and not its mean, the estimate has no variance where q is exact.
-    log_scale = (scale.diagonal() if full else scale).log().sum()
-    log_q = -0.5 * eps.square().sum(-1) - log_scale - loc.shape[0] * LOG_SQRT_TAU
-    elbo = float((log_p - log_q).mean())
-    return elbo if math.isfinite(elbo) else -math.inf
 
 
 def _prior_starts(inits: list[Tensor]) -> list[Start]:
@@ -139,7 +145,7 @@ def _laplace_starts(density: LogDensity, inits: list[Tensor]) -> list[Start]:
     starts = [
         start._replace(loc=start.loc.to(z), scale=start.scale.to(z))
         for z in inits
-        for start in _gaussians(density, _search(density, z.to(dtype)))
+        for start in _gaussians(density, search(density, z.to(dtype)))
     ]
     if not starts:
         raise _checks.refusal(
@@ -152,132 +158,16 @@ def _laplace_starts(density: LogDensity, inits: list[Tensor]) -> list[Start]:
     return starts
 
 
-class _Iterate(NamedTuple):
-    """A point of a search, and minus the Hessian there where the search needed it."""
-
-    z: Tensor
-    precision: Tensor | None
-
-
-def _search(density: LogDensity, z: Tensor) -> list[_Iterate]:
-    """Return iterates of a search for the mode, from ``z`` on."""
-    if density.input_dim > FULL_RANK_LIMIT:
-        return [_Iterate(point, None) for point in _lbfgs(density, z)]
-    path = []
-    for _ in range(_MAX_ITERATIONS):
-        precision = -density.hessian(z)
-        path.append(_Iterate(z, precision))
-        step, gain = _newton_step(density, z, precision)
-        arrived = _line_search(density, z, step) if gain > _LEAST_GAIN else None
-        if arrived is None:
-            break
-        z = arrived
-    return path
-
-
-def _newton_step(density: LogDensity, z: Tensor, precision: Tensor) -> tuple[Tensor, float]:
-    """Return a Newton step uphill, and the gain in log-density that it promises.
-
-    Where the density is not concave the Newton step is no guide; along those eigenvectors the step
-    follows the gradient, by one unit at most. Eigenvectors are those of the precision with a unit
-    diagonal, so that the units of the latents, of which some may be thousands, do not matter.
-
-    Reference:
-        Dauphin et al. (2014), *Identifying and attacking the saddle point problem*.
-    """
-    value, grad = density.value_and_grad(z)
-    if not bool(value.isfinite() & grad.isfinite().all() & precision.isfinite().all()):
-        return torch.zeros_like(z), 0.0
-    unit = _units(precision.diagonal())
-    curvature, vectors = torch.linalg.eigh(unit[:, None] * precision * unit)
-    along = vectors.T @ (unit * grad) / curvature.abs().clamp(min=_rounding(z))
-    concave = curvature > 0
-    step = unit * (vectors[:, concave] @ along[concave])
-    uphill = unit * (vectors[:, ~concave] @ along[~concave])
-    step = step + uphill / uphill.abs().max().clamp(min=1.0)
-    return step, float(grad @ step)
-
-
-def _units(diagonal: Tensor) -> Tensor:
-    """Return the scales that the diagonal of a precision has; where negative, ten at most."""
-    least = float(diagonal.abs().max()) * _rounding(diagonal) ** 2
-    saddle = diagonal.abs().clamp(min=1e-2)
-    return torch.where(diagonal > 0, diagonal.clamp(min=least), saddle).rsqrt()
-
-
-def _rounding(of: Tensor) -> float:
-    return _SINGULAR * torch.finfo(of.dtype).eps
-
-
-def _line_search(density: LogDensity, z: Tensor, step: Tensor) -> Tensor | None:
-    """Halve a step until the log-density rises, or double it while it does.
-
-    Returns:
-        Where the step ends; none if the log-density never rises.
-    """
-    with torch.no_grad():
-        before = density(z)
-        for halving in range(_MAX_HALVINGS):
-            candidate = z + step * 0.5**halving
-            value = density(candidate)
-            if bool(value > before):
-                break
-        else:
-            return None
-        for doubling in range(_MAX_DOUBLINGS if halving == 0 else 0):
-            further = z + step * 2.0 ** (doubling + 1)
-            before, value = value, density(further)
-            if not bool(value > before):
-                break
-            candidate = further
-    return candidate
-
-
-def _lbfgs(density: LogDensity, z: Tensor) -> list[Tensor]:
-    path, point = [z], z.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([point], line_search_fn="strong_wolfe", max_iter=10)
-
-    def closure() -> Tensor:
-        value, point.grad = density.value_and_grad(point)
-        point.grad.neg_()
-        return -value
-
-    for _ in range(_MAX_ITERATIONS // 10):
-        optimizer.step(closure)
-        if not bool(point.isfinite().all()):
-            break
-        path.append(point.detach().clone())
-    return path
-
-
-def _gaussians(density: LogDensity, path: list[_Iterate]) -> Iterable[Start]:
+def _gaussians(density: LogDensity, path: list[Iterate]) -> Iterable[Start]:
     # Without a mode, what is good comes early.
     steps = np.geomspace(1, len(path), min(len(path), _MAX_CANDIDATES)).round().astype(int) - 1
     for step in np.unique(steps):
         z, precision = path[step]
-        last = "the mode" if step == len(path) - 1 else "a step of the search for a mode"
+        here = _MODE if step == len(path) - 1 else "a Gaussian at a step of the search for a mode"
         if precision is None:
             diagonal = -density.hessian_diagonal(z)
-            scale = _units(diagonal)
+            scale = scales_of(diagonal)
         else:
-            scale = _inverse_factor(precision)
+            scale = inverse_factor(precision)
         if bool(scale.isfinite().all()):
-            yield Start(z, scale, f"a Gaussian at {last}")
-
-
-def _inverse_factor(precision: Tensor) -> Tensor:
-    """Return the Cholesky factor of the inverse of a symmetric matrix, made positive definite.
-
-    Eigenvalues, of the matrix with a unit diagonal, are taken in absolute value; where it is not
-    positive definite, they are kept above 1e-2 so that no direction gets more than ten units.
-    """
-    if not bool(precision.isfinite().all()):
-        return torch.full_like(precision, math.nan)
-    wide = precision.double()
-    unit = _units(wide.diagonal())
-    values, vectors = torch.linalg.eigh(unit[:, None] * wide * unit)
-    rounding = _rounding(precision)
-    values = values.abs().clamp(min=1e-2 if float(values.min()) < -rounding else rounding)
-    # The factor R of (V values^-1/2)^T = Q R gives the covariance R^T R without forming it.
-    _, factor = torch.linalg.qr((vectors * values.rsqrt()).T)
-    return (unit[:, None] * factor.T * factor.diagonal().sign()).to(precision)
+            yield Start(z, scale, here)

@@ -1,0 +1,198 @@
+"""Gaussians over the unconstrained space: their ELBO, and how they climb it."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_flows.infer.guides.log_density import LogDensity
+from pyro_flows.numerics import LOG_SQRT_TAU
+
+_ELBO_DRAWS = 32
+_LEAST_DRAWS = 64
+# Entries of a model's largest site that are evaluated at once.
+_CHUNK_ELEMENTS = 4_000_000
+_RATE, _LEAST_RATE, _GAVE_UP = 0.3, 0.1, 1e-3
+# A standard deviation at most doubles in a step.
+_LEAST_GROWTH = 0.25
+_WINDOW = 10
+_LEAST_GAIN, _LITTLE = 0.02, 0.5  # nats
+
+
+class Start(NamedTuple):
+    """A Gaussian to start from.
+
+    Attributes:
+        loc: Mean, of shape ``(D,)``.
+        scale: Cholesky factor of the covariance, of shape ``(D, D)``, or standard deviations,
+            ``(D,)``.
+        origin: Where it came from, in words.
+        whitened: Whether training moves relative to ``scale``, which then has to be of the
+            posterior's size; else it moves in absolute units.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    origin: str
+    whitened: bool = True
+
+
+@torch.no_grad()
+def gaussian_elbo(density: LogDensity, start: Start) -> float:
+    """Estimate the ELBO of a Gaussian, on fixed draws; minus infinity if it is not finite."""
+    loc, scale = start.loc, start.scale
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(_ELBO_DRAWS // 2, loc.shape[0], generator=generator).to(loc)
+    eps = torch.cat([half, -half])
+    full = scale.dim() == 2
+    draws = loc + (eps @ scale.T if full else eps * scale)
+    log_p = density.at_many(draws)
+    # With log q at the draws, and not its mean, the estimate has no variance where q is exact.
+    log_scale = (scale.diagonal() if full else scale).log().sum()
+    log_q = -0.5 * eps.square().sum(-1) - log_scale - loc.shape[0] * LOG_SQRT_TAU
+    elbo = float((log_p - log_q).mean())
+    return elbo if math.isfinite(elbo) else -math.inf
+
+
+class ClimbingGaussian:
+    r"""A Gaussian in the unconstrained space that natural gradients move uphill in the ELBO.
+
+    With draws :math:`z = \mu + L \epsilon` and scores :math:`g`, the expected curvature in units
+    of :math:`L` is :math:`A = -E[\epsilon\, (L^\top g)^\top]`, by Stein's identity; at the
+    best Gaussian it is the identity, and the mean score is zero. A step is
+
+    .. math:: \Sigma^{-1} \leftarrow L^{-\top} (I + \rho\, (A - I)) L^{-1}, \qquad
+        \mu \leftarrow \mu + \rho\, \Sigma\, E[g]
+
+    with the eigenvalues of the bracket kept positive. Draws come in pairs of opposites and with a
+    unit covariance, so that all is exact where the density is Gaussian.
+
+    Args:
+        density: The log-density.
+        start: What it begins with; a diagonal covariance stays diagonal.
+        generator: Makes the draws.
+
+    Reference:
+        Khan & Rue (2023), *The Bayesian learning rule*, section 4; Lin, Schmidt & Khan (2020),
+        *Handling the positive-definite constraint in the Bayesian learning rule*.
+    """
+
+    def __init__(self, density: LogDensity, start: Start, generator: torch.Generator) -> None:
+        self._density, self._start, self._generator = density, start, generator
+        self._loc, self._scale = start.loc.double(), start.scale.double()
+        size = start.loc.shape[0]
+        full = start.scale.dim() == 2
+        self._num = max(_LEAST_DRAWS, 2 * (size + 1)) if full else 2 * _LEAST_DRAWS
+        self._chunk = max(1, _CHUNK_ELEMENTS // density.elements(start.loc))
+        self._rate, self._radius = _RATE, math.sqrt(size)
+        self._best = -math.inf, self._loc, self._scale, 0.0
+        self._elbos: list[float] = []
+        self._done = False
+
+    @property
+    def elbo(self) -> float:
+        """The ELBO over the last few steps."""
+        recent = self._elbos[-3:]
+        return sum(recent) / len(recent) if recent else -math.inf
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the ELBO has hardly changed, nor fallen in any step."""
+        elbos = self._elbos or [math.nan]
+        return self._rate == _RATE and abs(elbos[-1] - elbos[0]) < _LITTLE
+
+    def result(self) -> Start | None:
+        """Return where it stands; none if it never had a finite ELBO."""
+        if not self._elbos:
+            return None
+        origin = f"a Gaussian with an ELBO of {self.elbo:.5g}, fitted from {self._start.origin}"
+        loc, scale = (each.to(self._start.loc) for each in (self._loc, self._scale))
+        return Start(loc, scale, origin)
+
+    def climb(self, steps: int) -> None:
+        """Take steps until the ELBO rises no more.
+
+        Args:
+            steps: The most to take.
+        """
+        for _ in range(steps):
+            if self._done:
+                break
+            eps = self._draws()
+            full = self._scale.dim() == 2
+            moved = eps @ self._scale.T if full else eps * self._scale
+            log_p, grad = self._evaluate(self._loc + moved)
+            if not self._accepts(log_p, eps):
+                continue
+            if full:
+                self._move(eps, grad @ self._scale)
+            else:
+                self._move_diagonally(eps, grad * self._scale)
+            self._settle()
+
+    def _draws(self) -> Tensor:
+        num, size = self._num // 2, self._loc.shape[0]
+        half = torch.randn(num, size, generator=self._generator, dtype=torch.float64)
+        if num > size:
+            factor = torch.linalg.cholesky(half.T @ half / num)
+            half = torch.linalg.solve_triangular(factor, half.T, upper=False).T
+        half = half.to(self._loc.device)
+        return torch.cat([half, -half])
+
+    def _evaluate(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        chunks = points.to(self._start.loc).split(self._chunk)
+        values, grads = zip(*map(self._density.values_and_grads, chunks), strict=True)
+        log_p, grad = torch.cat(values).double(), torch.cat(grads).double()
+        return torch.where(grad.isfinite().all(-1), log_p, math.nan), grad
+
+    def _accepts(self, log_p: Tensor, eps: Tensor) -> bool:
+        """Note the ELBO; where it fell, go back to the best Gaussian and move by less."""
+        diagonal = self._scale.diagonal() if self._scale.dim() == 2 else self._scale
+        log_q = -0.5 * eps.square().sum(-1) - diagonal.log().sum() - len(diagonal) * LOG_SQRT_TAU
+        weights = log_p - log_q
+        elbo, error = float(weights.mean()), float(weights.std() / math.sqrt(len(weights)))
+        best, loc, scale, error_then = self._best
+        noise = error + error_then
+        if math.isfinite(elbo) and elbo > best - 1.0 - 4.0 * noise:
+            if elbo > best + 2.0 * noise:
+                self._radius *= 2.0
+            if elbo > best:
+                self._best = elbo, self._loc, self._scale, error
+            self._elbos.append(elbo)
+            return True
+        self._loc, self._scale = loc, scale
+        self._rate, self._radius = self._rate / 2.0, self._radius / 2.0
+        self._done = best == -math.inf or self._rate < _GAVE_UP
+        return False
+
+    def _move(self, eps: Tensor, slope: Tensor) -> None:
+        curvature = -(eps.T @ slope) / len(eps)
+        values, vectors = torch.linalg.eigh(0.5 * (curvature + curvature.T))
+        growth = self._growth(values)
+        step = (vectors.T @ slope.mean(0)) / growth
+        self._loc = self._loc + self._scale @ (vectors @ self._limited(step))
+        _, factor = torch.linalg.qr((self._scale @ vectors * growth.rsqrt()).T)
+        self._scale = factor.T * factor.diagonal().sign()
+
+    def _move_diagonally(self, eps: Tensor, slope: Tensor) -> None:
+        growth = self._growth(-(eps * slope).mean(0))
+        self._loc = self._loc + self._scale * self._limited(slope.mean(0) / growth)
+        self._scale = self._scale * growth.rsqrt()
+
+    def _growth(self, curvature: Tensor) -> Tensor:
+        return (1.0 + self._rate * (curvature - 1.0)).clamp(min=_LEAST_GROWTH)
+
+    def _limited(self, step: Tensor) -> Tensor:
+        """Keep a step, in units of the scale, within the radius in which steps went well."""
+        return step * self._rate / max(1.0, float(step.norm()) / self._radius)
+
+    def _settle(self) -> None:
+        """Move by less where the ELBO rises no more, and be done where that does not help."""
+        count = len(self._elbos)
+        if count < 2 * _WINDOW or count % _WINDOW:
+            return
+        before, after = self._elbos[-2 * _WINDOW : -_WINDOW], self._elbos[-_WINDOW:]
+        if sum(after) - sum(before) < _WINDOW * max(_LEAST_GAIN, self._best[-1]):
+            self._done = self._rate <= _LEAST_RATE
+            self._rate /= 2.0
