@@ -255,6 +255,18 @@ def test_a_vague_prior_without_a_usable_median_still_gets_a_start():
     assert 0.5 < guide.median()["tau"].item() ** -0.5 < 6.0
 
 
+@pytest.mark.parametrize(("power", "modes"), [(2, 2), (1, 1)])
+def test_modes_that_the_guide_may_miss_are_reported(power, modes, caplog):
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 3.0))
+        pyro.sample("y", dist.Normal(x**power, 0.5), obs=torch.tensor(4.0))
+
+    torch.manual_seed(0)
+    pf.AutoFlow(model).initialise()
+    found = [record for record in caplog.records if "found" in record.message]
+    assert [f"found {modes} modes" in record.message for record in found] == [True] * (modes - 1)
+
+
 def test_auto_start_falls_back_and_says_why(caplog):
     def hostile():
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))

@@ -18,10 +18,17 @@ _LEAST_GAIN = 1e-4
 
 
 class Iterate(NamedTuple):
-    """A point of a search, and minus the Hessian there where the search needed it."""
+    """A point of a search, and minus the Hessian there where the search needed it.
+
+    Attributes:
+        z: The point.
+        precision: Minus the Hessian, or none.
+        is_mode: Whether a step from here promises next to nothing, and all directions bend down.
+    """
 
     z: Tensor
     precision: Tensor | None
+    is_mode: bool = False
 
 
 def search(density: LogDensity, z: Tensor) -> list[Iterate]:
@@ -38,8 +45,8 @@ def search(density: LogDensity, z: Tensor) -> list[Iterate]:
     path = []
     for _ in range(_MAX_ITERATIONS):
         precision = -density.hessian(z)
-        path.append(Iterate(z, precision))
-        step, gain = _newton_step(density, z, precision)
+        step, gain, is_concave = _newton_step(density, z, precision)
+        path.append(Iterate(z, precision, is_concave and gain <= _LEAST_GAIN))
         arrived = _line_search(density, z, step) if gain > _LEAST_GAIN else None
         if arrived is None:
             break
@@ -47,8 +54,8 @@ def search(density: LogDensity, z: Tensor) -> list[Iterate]:
     return path
 
 
-def _newton_step(density: LogDensity, z: Tensor, precision: Tensor) -> tuple[Tensor, float]:
-    """Return a Newton step uphill, and the gain in log-density that it promises.
+def _newton_step(density: LogDensity, z: Tensor, precision: Tensor) -> tuple[Tensor, float, bool]:
+    """Return a Newton step uphill, the gain that it promises, and whether the density is concave.
 
     Where the density is not concave the Newton step is no guide; along those eigenvectors the step
     follows the gradient, by one unit at most. Eigenvectors are those of the precision with a unit
@@ -59,7 +66,7 @@ def _newton_step(density: LogDensity, z: Tensor, precision: Tensor) -> tuple[Ten
     """
     value, grad = density.value_and_grad(z)
     if not bool(value.isfinite() & grad.isfinite().all() & precision.isfinite().all()):
-        return torch.zeros_like(z), 0.0
+        return torch.zeros_like(z), 0.0, False
     unit = scales_of(precision.diagonal())
     curvature, vectors = torch.linalg.eigh(unit[:, None] * precision * unit)
     along = vectors.T @ (unit * grad) / curvature.abs().clamp(min=_rounding(z))
@@ -67,7 +74,7 @@ def _newton_step(density: LogDensity, z: Tensor, precision: Tensor) -> tuple[Ten
     step = unit * (vectors[:, concave] @ along[concave])
     uphill = unit * (vectors[:, ~concave] @ along[~concave])
     step = step + uphill / uphill.abs().max().clamp(min=1.0)
-    return step, float(grad @ step)
+    return step, float(grad @ step), bool(concave.all())
 
 
 def scales_of(diagonal: Tensor) -> Tensor:

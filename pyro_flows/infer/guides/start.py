@@ -24,6 +24,8 @@ logger = logging.getLogger("pyro_flows")
 _MAX_CANDIDATES = 8
 _MODE = "a Gaussian at the mode"
 _PRIOR_SCALE = 0.1
+# Modes are told apart from this many standard deviations on, and matter down to this many nats.
+_APART, _RIVAL = 3.0, 5.0
 # How many Gaussians climb how many steps, before the better ones go on.
 _CLIMBERS, _FIRST_STEPS = 6, 10
 _ROUNDS = ((3, 20), (1, 70))
@@ -79,6 +81,7 @@ def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
         logger.info("start: no search for a mode, since %s", error)
         starts = priors
     best, elbos = best_start(density, starts)
+    _report_modes(starts, elbos)
     climbed = _climbed(density, [starts[k] for k in np.argsort(elbos)[::-1]], inits)
     if climbed is None and not best.whitened:
         logger.warning("start: fell back to %s, whose ELBO is %.4g", best.origin, max(elbos))
@@ -116,6 +119,35 @@ def _climbed(density: LogDensity, ranked: list[Start], inits: list[Tensor]) -> S
             climbing.climb(steps)
     best = climbers[0].result()
     return best and best._replace(loc=best.loc.to(inits[0]), scale=best.scale.to(inits[0]))
+
+
+def _report_modes(starts: list[Start], elbos: list[float]) -> None:
+    """Warn where searches found modes apart from one another whose ELBO is nearly the best."""
+    least = max(elbos) - _RIVAL
+    modes: dict[int, Start] = {}
+    for k in np.argsort(elbos)[::-1]:
+        start = starts[k]
+        is_rival = start.origin == _MODE and elbos[k] > least
+        if is_rival and all(_are_apart(start, other) for other in modes.values()):
+            modes[k] = start
+    if len(modes) > 1:
+        logger.warning(
+            "start: found %d modes, of the ELBOs %s; the guide begins with one, and may miss the "
+            "others",
+            len(modes),
+            ", ".join(f"{elbos[k]:.4g}" for k in modes),
+        )
+
+
+def _are_apart(one: Start, other: Start) -> bool:
+    between = (one.loc - other.loc)[:, None]
+    distances = [
+        torch.linalg.solve_triangular(start.scale, between, upper=False).norm()
+        if start.scale.dim() == 2
+        else (between[:, 0] / start.scale).norm()
+        for start in (one, other)
+    ]
+    return bool(min(distances) > _APART)
 
 
 def _around(points: list[Tensor]) -> list[Start]:
@@ -162,8 +194,8 @@ def _gaussians(density: LogDensity, path: list[Iterate]) -> Iterable[Start]:
     # Without a mode, what is good comes early.
     steps = np.geomspace(1, len(path), min(len(path), _MAX_CANDIDATES)).round().astype(int) - 1
     for step in np.unique(steps):
-        z, precision = path[step]
-        here = _MODE if step == len(path) - 1 else "a Gaussian at a step of the search for a mode"
+        z, precision, is_mode = path[step]
+        here = _MODE if is_mode else "a Gaussian at a step of the search for a mode"
         if precision is None:
             diagonal = -density.hessian_diagonal(z)
             scale = scales_of(diagonal)
