@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -19,6 +20,7 @@ from models import (
 from pyro.infer.autoguide import init_to_value
 
 import pyro_flows as pf
+from pyro_flows.infer.engine import FlatParameters
 from pyro_flows.infer.training import outcome, run
 
 
@@ -281,3 +283,21 @@ def test_state_that_is_handed_back_is_the_best_of_three_on_fresh_draws(ruined_fr
     if ruined_from is not None:
         assert result.state == "best"
         assert scored["last"] < scored["best"] - 1.0
+
+
+@pytest.mark.parametrize(("num_importance", "better"), [(1, "even"), (64, "wide")])
+def test_state_that_is_handed_back_has_the_best_of_the_bound_that_was_asked_for(
+    num_importance, better
+):
+    """Log-weights of -1; and normal ones of mean -1.5 and variance 2, whose evidence is -0.5."""
+    flat = FlatParameters({"spread": torch.nn.Parameter(torch.tensor(0.0))})
+
+    def score(size):
+        (spread,) = flat.tensors
+        log_p = -1.0 + spread * (-0.5 + 2**0.5 * torch.randn(size))
+        return SimpleNamespace(log_p=log_p, log_q=torch.zeros(size))
+
+    states = {"even": [torch.zeros(1)], "wide": [torch.ones(1)]}
+    scorer = SimpleNamespace(vectorized=True, score=score)
+    chosen = outcome.choose_state(scorer, flat, states, 256, num_importance=num_importance)
+    assert chosen == better

@@ -31,7 +31,7 @@ from pyro_flows.transforms import ElementwiseAffine, FlowTransform, LowerTriangu
 
 logger = logging.getLogger("pyro_flows")
 
-_LEAST_INITS, _MORE_INITS, _MORE_INITS_NUMBERS = 3, 5, 250
+_LEAST_INITS, _MORE_INITS, _MORE_INITS_NUMBERS = 2, 6, 250
 _MOST_INITS = 10
 # For medians and quantiles: fewer draws where there are many latents.
 _QUANTILE_DRAWS, _LEAST_QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4000, 400, 1_000_000

@@ -17,7 +17,8 @@ _RATE, _LEAST_RATE, _GAVE_UP = 0.3, 0.1, 1e-3
 # A standard deviation at most doubles in a step.
 _LEAST_GROWTH = 0.25
 _WINDOW = 10
-_LEAST_GAIN, _LITTLE = 0.02, 0.5  # nats
+_LEAST_GAIN = 0.02  # nats, as those below
+_LITTLE, _LITTLE_BY_LATENT = 0.5, 0.05
 
 
 class Start(NamedTuple):
@@ -98,9 +99,9 @@ class ClimbingGaussian:
 
     @property
     def is_steady(self) -> bool:
-        """Whether the ELBO has hardly changed, nor fallen in any step."""
-        elbos = self._elbos or [math.nan]
-        return self._rate == _RATE and abs(elbos[-1] - elbos[0]) < _LITTLE
+        """Whether the ELBO has hardly changed, and not fallen in any step."""
+        elbos, little = self._elbos or [math.nan], max(_LITTLE, _LITTLE_BY_LATENT * len(self._loc))
+        return self._rate == _RATE and abs(elbos[-1] - elbos[0]) < little
 
     def result(self) -> Start | None:
         """Return where it stands; none if it never had a finite ELBO."""

@@ -31,8 +31,10 @@ def choose_state(
     flat: FlatParameters,
     candidates: Mapping[str, list[Tensor]],
     particles: int,
+    *,
+    num_importance: int = 1,
 ) -> str:
-    """Put the state of the highest ELBO on fresh draws in place, and return its name.
+    """Put the state of the highest bound on fresh draws in place, and return its name.
 
     All states meet the same random numbers, and the same subsamples.
 
@@ -41,6 +43,7 @@ def choose_state(
         flat: The parameters.
         candidates: States by name, those without tensors left out; the preferred ones first.
         particles: Number of draws that are scored at once.
+        num_importance: Draws of one importance-weighted bound; one for the ELBO.
     """
     draws = _DRAWS_TO_CHOOSE if scorer.vectorized else _DRAWS_TO_CHOOSE_LOOPED
     begin = torch.get_rng_state()
@@ -48,7 +51,7 @@ def choose_state(
     def score(tensors: list[Tensor]) -> tuple[float, float]:
         flat.assign(tensors)
         torch.set_rng_state(begin)
-        return _elbo(_log_weights(scorer, draws, particles))
+        return _bound(_log_weights(scorer, draws, particles), num_importance)
 
     states = {name: tensors for name, tensors in candidates.items() if tensors}
     before = flat.copy()
@@ -71,7 +74,7 @@ def evaluate(scorer: Particles, particles: int) -> Outcome:
     """
     draws = _FINAL_DRAWS if scorer.vectorized else _FINAL_DRAWS_LOOPED
     log_weights = _log_weights(scorer, draws, particles)
-    elbo, elbo_se = _elbo(log_weights)
+    elbo, elbo_se = _bound(log_weights, 1)
     bad = bool((log_weights.isnan() | (log_weights == torch.inf)).any())
     if bad or scorer.subsamples:
         # With a subsample, the weights would tell of the subsample as much as of the guide.
@@ -88,5 +91,9 @@ def _log_weights(scorer: Particles, draws: int, particles: int) -> Tensor:
     return torch.cat([batch.log_p - batch.log_q for batch in batches]).double()
 
 
-def _elbo(log_weights: Tensor) -> tuple[float, float]:
-    return float(log_weights.mean()), float(log_weights.std() / len(log_weights) ** 0.5)
+def _bound(log_weights: Tensor, num_importance: int) -> tuple[float, float]:
+    """Return the importance-weighted bound, and its standard error."""
+    count = len(log_weights) // num_importance
+    groups = log_weights[: count * num_importance].reshape(count, num_importance)
+    bounds = groups.logsumexp(-1) - math.log(num_importance)
+    return float(bounds.mean()), float(bounds.std() / count**0.5)

@@ -218,7 +218,13 @@ class Run:
             "best": loop.best.tensors(),
             "start": self._start,
         }
-        chosen = choose_state(self._scorer, self._flat, candidates, self._options.chunk)
+        chosen = choose_state(
+            self._scorer,
+            self._flat,
+            candidates,
+            self._options.chunk,
+            num_importance=self._options.num_importance,
+        )
         if chosen == "start":
-            logger.warning("fit: hands back the start, since no later state has a higher ELBO")
+            logger.warning("fit: hands back the start, since no later state has a higher bound")
         return chosen
