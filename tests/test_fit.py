@@ -261,8 +261,8 @@ def test_state_that_is_handed_back_is_the_best_of_three_on_fresh_draws(ruined_fr
     guide = guide_for(normal_model, y)
     choose = run.choose_state
 
-    def watched(scorer, flat, candidates, particles):
-        chosen = choose(scorer, flat, candidates, particles)
+    def watched(scorer, flat, candidates, particles, **how):
+        chosen = choose(scorer, flat, candidates, particles, **how)
         for name, tensors in candidates.items():
             flat.assign(tensors)
             scored[name] = outcome.evaluate(scorer, particles).elbo

@@ -13,6 +13,7 @@ import pytest
 import torch
 from fits import Watched, fit, guide_for, have_their_own_memory, parameters, same
 from models import normal_data, normal_model
+from pyro.infer.autoguide import init_to_value
 
 import pyro_flows as pf
 from pyro_flows.checkpoint import read_checkpoint
@@ -208,7 +209,8 @@ def test_clipping_is_of_the_norm_over_all_parameters():
 
     def moved(clip_norm):
         y = normal_data()
-        guide = guide_for(normal_model, y)
+        far = init_to_value(values={"mu": torch.tensor(-10.0)})
+        guide = guide_for(normal_model, y, init_loc_fn=far)
         before = parameters(guide)
         options = {
             "optimizer": lambda tensors: torch.optim.SGD(tensors, lr=1e-3),

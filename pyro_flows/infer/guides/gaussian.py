@@ -39,20 +39,24 @@ class Start(NamedTuple):
     whitened: bool = True
 
 
+def draws_of(start: Start, num: int) -> tuple[Tensor, Tensor]:
+    """Return fixed draws, of shape ``(num, D)``, and the log-density of the Gaussian there."""
+    loc, scale = start.loc, start.scale
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(num // 2, loc.shape[0], generator=generator).to(loc)
+    eps = torch.cat([half, -half])
+    full = scale.dim() == 2
+    log_scale = (scale.diagonal() if full else scale).log().sum()
+    log_q = -0.5 * eps.square().sum(-1) - log_scale - loc.shape[0] * LOG_SQRT_TAU
+    return loc + (eps @ scale.T if full else eps * scale), log_q
+
+
 @torch.no_grad()
 def gaussian_elbo(density: LogDensity, start: Start) -> float:
     """Estimate the ELBO of a Gaussian, on fixed draws; minus infinity if it is not finite."""
-    loc, scale = start.loc, start.scale
-    generator = torch.Generator().manual_seed(0)
-    half = torch.randn(_ELBO_DRAWS // 2, loc.shape[0], generator=generator).to(loc)
-    eps = torch.cat([half, -half])
-    full = scale.dim() == 2
-    draws = loc + (eps @ scale.T if full else eps * scale)
-    log_p = density.at_many(draws)
+    draws, log_q = draws_of(start, _ELBO_DRAWS)
     # With log q at the draws, and not its mean, the estimate has no variance where q is exact.
-    log_scale = (scale.diagonal() if full else scale).log().sum()
-    log_q = -0.5 * eps.square().sum(-1) - log_scale - loc.shape[0] * LOG_SQRT_TAU
-    elbo = float((log_p - log_q).mean())
+    elbo = float((density.at_many(draws) - log_q).mean())
     return elbo if math.isfinite(elbo) else -math.inf
 
 

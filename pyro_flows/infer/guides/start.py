@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import NotConvergedError
-from pyro_flows.infer.guides.gaussian import ClimbingGaussian, Start, gaussian_elbo
+from pyro_flows.infer.guides.gaussian import ClimbingGaussian, Start, draws_of, gaussian_elbo
 from pyro_flows.infer.guides.log_density import LogDensity
 from pyro_flows.infer.guides.mode import (
     FULL_RANK_LIMIT,
@@ -26,6 +26,7 @@ _MODE = "a Gaussian at the mode"
 _PRIOR_SCALE = 0.1
 # Modes are told apart from this many standard deviations on, and matter down to this many nats.
 _APART, _RIVAL = 3.0, 5.0
+_NUM_CHECKED, _CHECKED_AT_ONCE = 1024, 128
 # How many Gaussians climb how many steps, before the better ones go on.
 _CLIMBERS, _FIRST_STEPS = 6, 10
 _ROUNDS = ((3, 20), (1, 70))
@@ -96,6 +97,7 @@ def _climbed(density: LogDensity, ranked: list[Start], inits: list[Tensor]) -> S
         ranked: Starts, the best one first.
         inits: Points, each of shape ``(D,)``.
     """
+    own = density
     density, dtype = density.precise(inits[0])
     if not density.vmaps(torch.stack(inits).to(dtype)):
         return None
@@ -118,7 +120,20 @@ def _climbed(density: LogDensity, ranked: list[Start], inits: list[Tensor]) -> S
         for climbing in climbers:
             climbing.climb(steps)
     best = climbers[0].result()
-    return best and best._replace(loc=best.loc.to(inits[0]), scale=best.scale.to(inits[0]))
+    best = best and best._replace(loc=best.loc.to(inits[0]), scale=best.scale.to(inits[0]))
+    return best if best and _has_gradients(own, best) else None
+
+
+def _has_gradients(density: LogDensity, start: Start) -> bool:
+    """Say whether training can begin: float32 may round what float64 climbed through.
+
+    A draw in a thousand without a gradient would spoil each fourth step.
+    """
+    draws, _ = draws_of(start, _NUM_CHECKED)
+    return all(
+        bool(density.values_and_grads(chunk)[1].isfinite().all())
+        for chunk in draws.split(_CHECKED_AT_ONCE)
+    )
 
 
 def _report_modes(starts: list[Start], elbos: list[float]) -> None:
