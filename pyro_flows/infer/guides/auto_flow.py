@@ -99,7 +99,7 @@ class AutoFlow(AutoContinuous):
                 DomainError, self._who, expected="a model to call", got=_checks.describe(model)
             )
         checked = ModelCheck(self._who)(model)
-        super().__init__(checked, init_loc_fn=_or_origin(init_loc_fn))
+        super().__init__(checked, init_loc_fn=or_origin(init_loc_fn))
         # In a tuple, so that it does not become a submodule; Pyro's own copy draws initial values.
         self._bare_model = (model,)
         self.create_plates = create_plates
@@ -336,8 +336,12 @@ class AutoFlow(AutoContinuous):
             self._model, self.master = model, master
 
 
-def _or_origin(init_loc_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Begin at the origin of the unconstrained space where a prior has no draws to begin from."""
+def or_origin(init_loc_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Begin at the origin of the unconstrained space where a prior has no draws to begin from.
+
+    Args:
+        init_loc_fn: A per-site initialisation of Pyro's.
+    """
 
     @functools.wraps(init_loc_fn)
     def init(site: Any = None) -> Any:
