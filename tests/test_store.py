@@ -5,7 +5,13 @@ import gc
 import pyro
 import pytest
 import torch
-from models import normal_data, normal_model, regression_data, regression_model
+from models import (
+    normal_data,
+    normal_model,
+    regression_data,
+    regression_model,
+    regression_posterior,
+)
 from pyro.infer import SVI, Trace_ELBO
 
 import pyro_flows as pf
@@ -19,10 +25,12 @@ def train(guide, model, *args, steps=60):
 def test_second_guide_in_one_process_trains():
     """FAULTS 41; Pyro's own second flow guide silently does not train."""
     x, y = regression_data()
+    _, _, evidence = regression_posterior(x, y)
     guides = [pf.AutoFlow(regression_model, start="prior") for _ in range(2)]
     for guide in guides:
-        losses = train(guide, regression_model, x, y)
-        assert losses[-1] < 0.5 * losses[0]
+        losses = train(guide, regression_model, x, y, steps=100)
+        # The loss is minus the evidence at best.
+        assert losses[-1] + evidence < 0.2 * (losses[0] + evidence)
     names = {name.split(".")[0] for name in pyro.get_param_store()}
     assert names == {"AutoFlow", "AutoFlow_1"}
     first, second = (dict(guide.named_parameters()) for guide in guides)
