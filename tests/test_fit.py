@@ -301,3 +301,22 @@ def test_state_that_is_handed_back_has_the_best_of_the_bound_that_was_asked_for(
     scorer = SimpleNamespace(vectorized=True, score=score)
     chosen = outcome.choose_state(scorer, flat, states, 256, num_importance=num_importance)
     assert chosen == better
+
+
+def test_a_start_made_for_the_first_batch_does_not_win_on_it():
+    """A Gaussian fit to that batch is its best posterior, and says nothing of the others."""
+    generator = torch.Generator().manual_seed(0)
+    y = 3.0 + torch.randn(400, generator=generator)
+    batches = [y[:50] + 0.5, *y[50:].split(50)]
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 400, subsample=torch.arange(len(y))):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    guide = pf.AutoFlow(model, small_realnvp)
+    guide.initialise(batches[0])
+    result = fit(model, guide, batches=batches, steps=300)
+    assert result.state != "start"
+    mean = torch.cat(batches).mean()
+    assert guide.median()["mu"].item() == pytest.approx(mean.item(), abs=2 * 400**-0.5)

@@ -240,6 +240,25 @@ def test_a_hierarchy_without_a_mode_does_not_start_collapsed():
     assert median["noise"].item() == pytest.approx(6.0, rel=0.25)
 
 
+def test_a_model_that_raises_far_out_still_gets_a_start():
+    """A Gaussian process whose covariance is singular in float32 at long length scales."""
+    x = torch.linspace(0.0, 1.0, 40)
+    y = torch.sin(6.0 * x)
+    squares = (x[:, None] - x).square()
+
+    def model():
+        length = pyro.sample("length", dist.LogNormal(0.0, 2.0))
+        noise = pyro.sample("noise", dist.LogNormal(-4.0, 2.0))
+        kernel = torch.exp(-0.5 * squares / length**2) + (noise**2 + 1e-7) * torch.eye(40)
+        zero = torch.zeros(40)
+        pyro.sample("y", dist.MultivariateNormal(zero, kernel, validate_args=False), obs=y)
+
+    torch.manual_seed(0)
+    guide = pf.AutoFlow(model)
+    guide.initialise()
+    assert 0.05 < guide.median()["length"].item() < 2.0
+
+
 def test_a_vague_prior_without_a_usable_median_still_gets_a_start():
     """BUGS' Gamma(0.001, 0.001): its median is a precision of 1e-300."""
 

@@ -42,9 +42,9 @@ class AutoFlow(AutoContinuous):
 
     .. math:: \epsilon \sim p_0, \quad z = \mu + L\, A(f(\epsilon)), \quad \theta = T(z)
 
-    A flow :math:`f` stands inside an affine map that starts as a Gaussian fit to the posterior: a
-    mode, found in the unconstrained space, and the inverse Hessian there. The flow starts next to
-    the identity, so training begins at that Gaussian.
+    A flow :math:`f` stands inside an affine map that starts as a Gaussian fit to the posterior, in
+    the unconstrained space. The flow starts next to the identity, so training begins at that
+    Gaussian.
 
     The guide is set up by its first call, or by :meth:`initialise`, and works with Pyro's ``SVI``,
     all its ELBOs, ``Predictive``, ``AutoGuideList`` and ``NeuTraReparam``. Gradients of the ELBO
@@ -54,9 +54,10 @@ class AutoFlow(AutoContinuous):
         model: A Pyro model whose latents are continuous.
         flow: Name of a recipe (:mod:`pyro_flows.flows`), or a function from the number of latents
             to a :class:`~pyro_flows.Flow`.
-        start: ``"auto"``: the Laplace start where it improves the ELBO, else a draw of
-            ``init_loc_fn``; ``"laplace"`` or ``"prior"`` force one; a function ``(log_density,
-            inits) -> Start`` brings another.
+        start: ``"auto"``: the best Gaussian that natural gradients find, from modes and from the
+            points where searches begin; ``"laplace"``: the inverse Hessian at a mode;
+            ``"prior"``: the best of those points; a function ``(log_density, inits) -> Start``
+            brings another.
         init_loc_fn: Pyro's per-site initialisation, where the search for a mode begins; if not
             given, at the prior's median, at the origin of the unconstrained space and near it.
         create_plates: As for Pyro's guides, returns the plates that ``model`` subsamples.

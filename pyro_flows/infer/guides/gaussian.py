@@ -6,10 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_flows.errors import FlowError
 from pyro_flows.infer.guides.log_density import LogDensity
 from pyro_flows.numerics import LOG_SQRT_TAU
 
 _ELBO_DRAWS = 32
+_CHECKED_DRAWS, _CHECKED_AT_ONCE = 1024, 128
 _LEAST_DRAWS = 64
 # Entries of a model's largest site that are evaluated at once.
 _CHUNK_ELEMENTS = 4_000_000
@@ -57,6 +59,19 @@ def gaussian_elbo(density: LogDensity, start: Start) -> float:
     draws, log_q = draws_of(start, _ELBO_DRAWS)
     # With log q at the draws, and not its mean, the estimate has no variance where q is exact.
     elbo = float((density.at_many(draws) - log_q).mean())
+    return elbo if math.isfinite(elbo) else -math.inf
+
+
+def checked_elbo(density: LogDensity, start: Start) -> float:
+    """Estimate the ELBO on many draws; minus infinity where a value or a gradient is not finite.
+
+    A draw in a thousand without a gradient would spoil each fourth step of training.
+    """
+    draws, log_q = draws_of(start, _CHECKED_DRAWS)
+    values, grads = zip(*map(density.values_and_grads, draws.split(_CHECKED_AT_ONCE)), strict=True)
+    if not bool(torch.cat(grads).isfinite().all()):
+        return -math.inf
+    elbo = float((torch.cat(values) - log_q).mean())
     return elbo if math.isfinite(elbo) else -math.inf
 
 
@@ -147,7 +162,13 @@ class ClimbingGaussian:
 
     def _evaluate(self, points: Tensor) -> tuple[Tensor, Tensor]:
         chunks = points.to(self._start.loc).split(self._chunk)
-        values, grads = zip(*map(self._density.values_and_grads, chunks), strict=True)
+        try:
+            values, grads = zip(*map(self._density.values_and_grads, chunks), strict=True)
+        except FlowError:
+            raise
+        except (RuntimeError, ValueError):
+            # A model that raises where draws went far, as a Cholesky factor does.
+            return torch.full_like(points[:, 0], math.nan), torch.full_like(points, math.nan)
         log_p, grad = torch.cat(values).double(), torch.cat(grads).double()
         return torch.where(grad.isfinite().all(-1), log_p, math.nan), grad
 
@@ -159,7 +180,7 @@ class ClimbingGaussian:
         elbo, error = float(weights.mean()), float(weights.std() / math.sqrt(len(weights)))
         best, loc, scale, error_then = self._best
         noise = error + error_then
-        if math.isfinite(elbo) and elbo > best - 1.0 - 4.0 * noise:
+        if math.isfinite(elbo + error) and elbo > best - 1.0 - 4.0 * noise:
             if elbo > best + 2.0 * noise:
                 self._radius *= 2.0
             if elbo > best:

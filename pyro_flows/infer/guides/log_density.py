@@ -153,22 +153,27 @@ class LogDensity:
         Args:
             z: An unconstrained vector.
         """
-        for density in (self, self._in_double()):
-            try:
-                with torch.no_grad():
-                    value = density(z.double())
-            except FlowError:
-                raise
-            except (RuntimeError, TypeError, ValueError):
-                # Any other error will be met again.
-                continue
-            if value.dtype == torch.float64:
-                return density, torch.float64
-        return self, z.dtype
+        try:
+            with torch.no_grad():
+                value = self(z.double())
+        except FlowError:
+            raise
+        except (RuntimeError, TypeError, ValueError):
+            # Any other error will be met again.
+            return self._in_double(z) or (self, z.dtype)
+        return self, torch.float64 if value.dtype == torch.float64 else z.dtype
 
-    def _in_double(self) -> "LogDensity":
-        args, kwargs = tree_map(_to_double, (self._args, self._kwargs))
-        return LogDensity(self._model, self._guide, args, kwargs)
+    def _in_double(self, z: Tensor) -> tuple["LogDensity", torch.dtype] | None:
+        try:
+            args, kwargs = tree_map(_to_double, (self._args, self._kwargs))
+            density = LogDensity(self._model, self._guide, args, kwargs)
+            with torch.no_grad():
+                value = density(z.double())
+        # Whatever a model may say to data of another dtype.
+        except Exception as error:
+            logger.info("start: searches in %s, since %s", z.dtype, error)
+            return None
+        return (density, torch.float64) if value.dtype == torch.float64 else None
 
     def value_and_grad(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-density at ``z`` and its gradient, of shape ``(input_dim,)``."""

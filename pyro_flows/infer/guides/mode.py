@@ -10,7 +10,7 @@ from pyro_flows.infer.guides.log_density import LogDensity
 
 # Above this many latents curvatures are diagonal.
 FULL_RANK_LIMIT = 500
-_MAX_ITERATIONS = 40
+_MAX_ITERATIONS, _LBFGS_ROUNDS = 40, 5
 _MAX_HALVINGS, _MAX_DOUBLINGS = 20, 3
 # Eigenvalues of a matrix with a unit diagonal that rounding could have made, in units of it.
 _SINGULAR = 100
@@ -125,7 +125,7 @@ def _lbfgs(density: LogDensity, z: Tensor) -> list[Tensor]:
         point.grad.neg_()
         return -value
 
-    for _ in range(_MAX_ITERATIONS // 10):
+    for _ in range(_LBFGS_ROUNDS):
         optimizer.step(closure)
         if not bool(point.isfinite().all()):
             break

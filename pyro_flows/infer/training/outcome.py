@@ -15,6 +15,7 @@ from pyro_flows.infer.training.averaging import choose
 _FINAL_DRAWS, _FINAL_DRAWS_LOOPED = 4096, 1024
 _DRAWS_TO_CHOOSE, _DRAWS_TO_CHOOSE_LOOPED = 1024, 64
 _LEAST_BATCH = 64
+_LEAST_BOUNDS = 16
 
 
 class Outcome(NamedTuple):
@@ -46,6 +47,7 @@ def choose_state(
         num_importance: Draws of one importance-weighted bound; one for the ELBO.
     """
     draws = _DRAWS_TO_CHOOSE if scorer.vectorized else _DRAWS_TO_CHOOSE_LOOPED
+    draws = max(draws, _LEAST_BOUNDS * num_importance)
     begin = torch.get_rng_state()
 
     def score(tensors: list[Tensor]) -> tuple[float, float]:

@@ -216,8 +216,10 @@ class Run:
             "last": self._flat.copy(),
             "average": loop.average.tensors(),
             "best": loop.best.tensors(),
-            "start": self._start,
         }
+        if self._options.batches is None:
+            # A start is made for one batch, which it would win on.
+            candidates["start"] = self._start
         chosen = choose_state(
             self._scorer,
             self._flat,
