@@ -294,7 +294,7 @@ def test_auto_start_falls_back_and_says_why(caplog):
 
     with caplog.at_level(logging.WARNING, logger="pyro_flows"):
         pf.AutoFlow(hostile).initialise()
-    assert "fell back to a draw of init_loc_fn" in caplog.text
+    assert "fell back to a point where searches begin" in caplog.text
     with pytest.raises(pf.NotConvergedError, match='start="prior"'):
         pf.AutoFlow(hostile, start="laplace").initialise()
 

@@ -57,9 +57,9 @@ def search(density: LogDensity, z: Tensor) -> list[Iterate]:
 def _newton_step(density: LogDensity, z: Tensor, precision: Tensor) -> tuple[Tensor, float, bool]:
     """Return a Newton step uphill, the gain that it promises, and whether the density is concave.
 
-    Where the density is not concave the Newton step is no guide; along those eigenvectors the step
-    follows the gradient, by one unit at most. Eigenvectors are those of the precision with a unit
-    diagonal, so that the units of the latents, of which some may be thousands, do not matter.
+    Eigenvectors are those of the precision with a unit diagonal, so that the units of the latents,
+    of which some may be thousands, do not matter. Along those where the density is not concave the
+    Newton step is no guide: the step follows the gradient, and moves no latent by more than one.
 
     Reference:
         Dauphin et al. (2014), *Identifying and attacking the saddle point problem*.

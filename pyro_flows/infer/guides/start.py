@@ -42,7 +42,7 @@ StartFn = Callable[[LogDensity, list[Tensor]], Start]
 
 
 def prior_start(density: LogDensity, inits: list[Tensor]) -> Start:
-    """Return the best of some points of ``init_loc_fn``, each with a scale of 0.1.
+    """Return the best of some points, each with a scale of 0.1.
 
     Args:
         density: The model's log-density.
@@ -172,7 +172,7 @@ def _are_apart(one: Start, other: Start) -> bool:
 
 def _around(points: list[Tensor]) -> list[Start]:
     return [
-        Start(z, torch.full_like(z, width), "a point of init_loc_fn")
+        Start(z, torch.full_like(z, width), "a point where searches begin")
         for z in points
         for width in (1.0, _PRIOR_SCALE)
     ]
@@ -189,7 +189,7 @@ def best_start(density: LogDensity, starts: list[Start]) -> tuple[Start, list[fl
 
 def _prior_starts(inits: list[Tensor]) -> list[Start]:
     scale = torch.full_like(inits[0], _PRIOR_SCALE)
-    return [Start(z, scale, "a draw of init_loc_fn", whitened=False) for z in inits]
+    return [Start(z, scale, "a point where searches begin", whitened=False) for z in inits]
 
 
 def _laplace_starts(density: LogDensity, inits: list[Tensor]) -> list[Start]:

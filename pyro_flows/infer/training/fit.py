@@ -56,7 +56,7 @@ def fit(
     Adam, with a warm-up of 50 steps, a decay of the step size over the last 30 %, and clipping of
     the gradient's norm over all parameters. A run ends when its ELBO rises no more: a plateau
     begins the decay. Handed back is the best on fresh draws of the average over the decay, the
-    last state, and the best state before.
+    last state, the best state before and, without ``batches``, the start.
 
     All particles of a step run at once where the model can, which is checked, and one by one where
     it cannot. A step whose loss or gradient is not finite is skipped, with parameters and moments
