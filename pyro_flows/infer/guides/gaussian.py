@@ -40,13 +40,20 @@ class Start(NamedTuple):
     origin: str
     whitened: bool = True
 
+    def to(self, like: Tensor | torch.dtype) -> "Start":
+        """Return it in another dtype, or that and the device of a tensor."""
+        return self._replace(loc=self.loc.to(like), scale=self.scale.to(like))
+
 
 def draws_of(start: Start, num: int) -> tuple[Tensor, Tensor]:
     """Return fixed draws, of shape ``(num, D)``, and the log-density of the Gaussian there."""
-    loc, scale = start.loc, start.scale
     generator = torch.Generator().manual_seed(0)
-    half = torch.randn(num // 2, loc.shape[0], generator=generator).to(loc)
-    eps = torch.cat([half, -half])
+    half = torch.randn(num // 2, start.loc.shape[0], generator=generator).to(start.loc)
+    return _spread(torch.cat([half, -half]), start.loc, start.scale)
+
+
+def _spread(eps: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return standard normal draws made those of a Gaussian, and its log-density there."""
     full = scale.dim() == 2
     log_scale = (scale.diagonal() if full else scale).log().sum()
     log_q = -0.5 * eps.square().sum(-1) - log_scale - loc.shape[0] * LOG_SQRT_TAU
@@ -127,8 +134,7 @@ class ClimbingGaussian:
         if not self._elbos:
             return None
         origin = f"a Gaussian with an ELBO of {self.elbo:.5g}, fitted from {self._start.origin}"
-        loc, scale = (each.to(self._start.loc) for each in (self._loc, self._scale))
-        return Start(loc, scale, origin)
+        return Start(self._loc, self._scale, origin).to(self._start.loc)
 
     def climb(self, steps: int) -> None:
         """Take steps until the ELBO rises no more.
@@ -140,12 +146,11 @@ class ClimbingGaussian:
             if self._done:
                 break
             eps = self._draws()
-            full = self._scale.dim() == 2
-            moved = eps @ self._scale.T if full else eps * self._scale
-            log_p, grad = self._evaluate(self._loc + moved)
-            if not self._accepts(log_p, eps):
+            points, log_q = _spread(eps, self._loc, self._scale)
+            log_p, grad = self._evaluate(points)
+            if not self._accepts(log_p - log_q):
                 continue
-            if full:
+            if self._scale.dim() == 2:
                 self._move(eps, grad @ self._scale)
             else:
                 self._move_diagonally(eps, grad * self._scale)
@@ -172,12 +177,10 @@ class ClimbingGaussian:
         log_p, grad = torch.cat(values).double(), torch.cat(grads).double()
         return torch.where(grad.isfinite().all(-1), log_p, math.nan), grad
 
-    def _accepts(self, log_p: Tensor, eps: Tensor) -> bool:
+    def _accepts(self, log_weights: Tensor) -> bool:
         """Note the ELBO; where it fell, go back to the best Gaussian and move by less."""
-        diagonal = self._scale.diagonal() if self._scale.dim() == 2 else self._scale
-        log_q = -0.5 * eps.square().sum(-1) - diagonal.log().sum() - len(diagonal) * LOG_SQRT_TAU
-        weights = log_p - log_q
-        elbo, error = float(weights.mean()), float(weights.std() / math.sqrt(len(weights)))
+        elbo = float(log_weights.mean())
+        error = float(log_weights.std() / math.sqrt(len(log_weights)))
         best, loc, scale, error_then = self._best
         noise = error + error_then
         if math.isfinite(elbo + error) and elbo > best - 1.0 - 4.0 * noise:

@@ -48,7 +48,7 @@ def prior_start(density: LogDensity, inits: list[Tensor]) -> Start:
         density: The model's log-density.
         inits: Points, each of shape ``(D,)``.
     """
-    return best_start(density, _prior_starts(inits))[0]
+    return best_start(density, _around(inits, _PRIOR_SCALE))[0]
 
 
 def laplace_start(density: LogDensity, inits: list[Tensor]) -> Start:
@@ -65,7 +65,7 @@ def laplace_start(density: LogDensity, inits: list[Tensor]) -> Start:
     Raises:
         NotConvergedError: No search met a finite Hessian.
     """
-    return best_start(density, _laplace_starts(density, inits))[0]
+    return best_start(density, _laplace_starts(*density.precise(inits[0]), inits))[0]
 
 
 def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
@@ -82,16 +82,19 @@ def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
     if density.hides_latents(inits[0]):
         logger.info("start: no search for a mode, since the guide does not see all latents")
         return prior_start(density, inits[:1])
-    priors = _prior_starts(inits)
+    priors = _around(inits, _PRIOR_SCALE)
+    precise, dtype = density.precise(inits[0])
     try:
-        starts = [*_laplace_starts(density, inits), *priors]
+        starts = [*_laplace_starts(precise, dtype, inits), *priors]
     except (NotConvergedError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         logger.info("start: no search for a mode, since %s", error)
         starts = priors
     best, elbos = best_start(density, starts)
     _report_modes(starts, elbos)
     try:
-        climbed = _climbed(density, [starts[k] for k in np.argsort(elbos)[::-1]], inits)
+        ranked = [starts[k].to(dtype) for k in np.argsort(elbos)[::-1]]
+        climbed = _climbed(precise, ranked, [z.to(dtype) for z in inits])
+        climbed = climbed and climbed.to(inits[0])
         # In the guide's dtype: float32 may round what float64 climbed through.
         if climbed and checked_elbo(density, climbed) > checked_elbo(density, best) - _LITTLE:
             return climbed
@@ -112,16 +115,14 @@ def _climbed(density: LogDensity, ranked: list[Start], inits: list[Tensor]) -> S
         ranked: Starts, the best one first.
         inits: Points, each of shape ``(D,)``.
     """
-    density, dtype = density.precise(inits[0])
-    if not density.vmaps(torch.stack(inits).to(dtype)):
+    if not density.vmaps(torch.stack(inits)):
         return None
     generator = torch.Generator().manual_seed(0)
 
     def climber(start: Start) -> ClimbingGaussian:
-        loc, scale = start.loc.to(dtype), start.scale.to(dtype)
-        if scale.dim() == 1 and len(loc) <= FULL_RANK_LIMIT:
-            scale = scale.diag_embed()
-        climbing = ClimbingGaussian(density, Start(loc, scale, start.origin), generator)
+        if start.scale.dim() == 1 and len(start.loc) <= FULL_RANK_LIMIT:
+            start = start._replace(scale=start.scale.diag_embed())
+        climbing = ClimbingGaussian(density, start, generator)
         climbing.climb(_FIRST_STEPS)
         return climbing
 
@@ -132,13 +133,12 @@ def _climbed(density: LogDensity, ranked: list[Start], inits: list[Tensor]) -> S
         logger.info("start: a single Gaussian climbs a few steps, since each takes long")
     elif ranked[0].origin != _MODE or not climbers[0].is_steady:
         climbers += [climber(start) for start in ranked[1:_CLIMBERS]]
-        climbers += [climber(start) for start in _around(inits[:2])]
+        climbers += [climber(start) for start in _around(inits[:2], 1.0, _PRIOR_SCALE)]
     for count, steps in () if is_dear else _ROUNDS:
         climbers = sorted(climbers, key=lambda each: each.elbo, reverse=True)[:count]
         for climbing in climbers:
             climbing.climb(steps)
-    best = climbers[0].result()
-    return best and best._replace(loc=best.loc.to(inits[0]), scale=best.scale.to(inits[0]))
+    return climbers[0].result()
 
 
 def _report_modes(starts: list[Start], elbos: list[float]) -> None:
@@ -170,11 +170,12 @@ def _are_apart(one: Start, other: Start) -> bool:
     return bool(min(distances) > _APART)
 
 
-def _around(points: list[Tensor]) -> list[Start]:
+def _around(points: list[Tensor], *widths: float) -> list[Start]:
+    origin = "a point where searches begin"
     return [
-        Start(z, torch.full_like(z, width), "a point where searches begin")
+        Start(z, torch.full_like(z, width), origin, whitened=False)
         for z in points
-        for width in (1.0, _PRIOR_SCALE)
+        for width in widths
     ]
 
 
@@ -187,17 +188,9 @@ def best_start(density: LogDensity, starts: list[Start]) -> tuple[Start, list[fl
     return starts[int(np.argmax(elbos))], elbos
 
 
-def _prior_starts(inits: list[Tensor]) -> list[Start]:
-    scale = torch.full_like(inits[0], _PRIOR_SCALE)
-    return [Start(z, scale, "a point where searches begin", whitened=False) for z in inits]
-
-
-def _laplace_starts(density: LogDensity, inits: list[Tensor]) -> list[Start]:
-    density, dtype = density.precise(inits[0])
+def _laplace_starts(density: LogDensity, dtype: torch.dtype, inits: list[Tensor]) -> list[Start]:
     starts = [
-        start._replace(loc=start.loc.to(z), scale=start.scale.to(z))
-        for z in inits
-        for start in _gaussians(density, search(density, z.to(dtype)))
+        start.to(z) for z in inits for start in _gaussians(density, search(density, z.to(dtype)))
     ]
     if not starts:
         raise _checks.refusal(

@@ -29,8 +29,9 @@ class FitResult:
         seconds: Duration, the guide's start included.
         lr: Largest step size; with a scheduler of one's own, the first.
         state: Which state was the best on fresh draws, and is in place: ``"average"`` over the
-            decay of the step size, ``"last"``, ``"best"`` of the steps before, or ``"start"``, if
-            no step was better than none; that of an ``AutoFlow`` is, all but a little, a Gaussian.
+            decay of the step size, ``"last"``, ``"best"`` of the steps before, or, without
+            ``batches``, ``"start"``, if no step was better than none; that of an ``AutoFlow`` is,
+            all but a little, a Gaussian.
         step_bytes: Most bytes that the tensors of one step hold at once, run by Python.
         engine: How the last step ran: ``"eager"``, ``"traced"`` or ``"compiled"``.
         elbo: ELBO of the fitted guide, on fresh draws, in nats.
