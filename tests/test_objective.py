@@ -48,11 +48,11 @@ def gaussian(y, loc, scale, **options):
     return guide
 
 
-def step_of(guide, y, particles, num_importance, *, squared, clip_norm=None):
+def step_of(guide, y, particles, num_importance, *, clip_norm=None, **options):
     scorer = Particles(learning_model, guide, (y,), {})
     of_guide, of_model = trainable(learning_model, guide, (y,), {})
     flat = FlatParameters({**of_guide, **of_model})
-    loss = VariationalLoss(scorer, particles, num_importance=num_importance, squared=squared)
+    loss = VariationalLoss(scorer, particles, num_importance=num_importance, **options)
     step = StepFunction(loss, flat, [list(of_guide), list(of_model)], clip_norm)
     return step, flat
 
@@ -106,6 +106,23 @@ def test_value_and_gradients_are_those_of_the_bound(num_importance, kind):
     # The test has power: the errors are small beside the gradients.
     assert (their_error < 0.05 * theirs.abs() + 0.05).all()
     assert (theirs[1:].abs() > 0.1).sum() >= 4
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_weight_of_the_elbo_adds_its_gradient_to_that_of_the_bound(squared):
+    """On the same draws, to rounding."""
+    y = normal_data()
+    guide = gaussian(y, 1.4, 0.5, gradient="path" if squared else "total")
+    found = []
+    for num_importance, options in ((1, {}), (4, {}), (4, {"elbo_weight": 0.25})):
+        torch.manual_seed(0)
+        step, flat = step_of(guide, y, 64, num_importance, squared=squared, **options)
+        loss, _, *grads = step(((y,), {}))
+        found.append(torch.cat([loss.reshape(1), *grads]))
+        flat.release()
+    of_elbo, of_bound, of_both = found
+    torch.testing.assert_close(of_both, of_bound + 0.25 * of_elbo, rtol=1e-4, atol=1e-4)
+    assert (of_elbo - of_bound).abs().max() > 0.1
 
 
 def test_bound_is_between_the_elbo_and_the_evidence():

@@ -39,6 +39,7 @@ def fit(
     optimizer: MakeOptimizer | None = None,
     scheduler: MakeScheduler | None = None,
     stop_early: bool = True,
+    refine: bool = True,
     particle_chunk: int | None = None,
     batches: Iterable[Any] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -56,7 +57,9 @@ def fit(
     Adam, with a warm-up of 50 steps, a decay of the step size over the last 30 %, and clipping of
     the gradient's norm over all parameters. A run ends when its ELBO rises no more: a plateau
     begins the decay. Handed back is the best on fresh draws of the average over the decay, the
-    last state, the best state before and, without ``batches``, the start.
+    last state, the best state before and, without ``batches``, the start. Where its importance
+    weights have a heavy tail, steps of the importance-weighted bound follow, which are kept where
+    they lower k-hat and cost hardly any ELBO.
 
     All particles of a step run at once where the model can, which is checked, and one by one where
     it cannot. A step whose loss or gradient is not finite is skipped, with parameters and moments
@@ -83,6 +86,9 @@ def fit(
         scheduler: A function from the optimiser to a scheduler of torch's, instead of warm-up and
             decay.
         stop_early: Whether a plateau of the ELBO ends the run before ``steps``.
+        refine: Whether ``steps / 5`` of the importance-weighted bound follow where k-hat is above
+            0.5; not where they are less than 100, nor with ``batches``, ``num_importance`` or an
+            optimiser or a scheduler of one's own.
         particle_chunk: Number of particles at once, where memory is short; a divisor of
             ``particles``. The gradient stays the same.
         batches: Yields the model's positional arguments of each step, in place of ``*args``; a
@@ -137,6 +143,7 @@ def fit(
         optimizer=optimizer,
         scheduler=scheduler,
         stop_early=stop_early,
+        refine=refine,
         particle_chunk=particle_chunk,
         batches=batches,
         callbacks=callbacks,

@@ -103,12 +103,18 @@ class Loop:
         self._good = flat.copy()
 
     def run(
-        self, batches: Iterator[Batch], *, progress: bool, after_step: Callable[[], None]
+        self,
+        batches: Iterator[Batch],
+        *,
+        title: str = "fit",
+        progress: bool,
+        after_step: Callable[[], None],
     ) -> tuple[Status, str]:
         """Take the steps that are left, and return how it ended.
 
         Args:
             batches: What each step is called with.
+            title: Stands before the progress bar.
             progress: Whether to show a progress bar.
             after_step: Called after each step, when everything is in order to be saved.
 
@@ -118,7 +124,7 @@ class Loop:
         """
         taken = len(self.losses)
         bar = tqdm(
-            total=self.schedule.steps, initial=taken, desc="fit", unit="step", disable=not progress
+            total=self.schedule.steps, initial=taken, desc=title, unit="step", disable=not progress
         )
         state = torch.get_rng_state()
         try:

@@ -24,7 +24,9 @@ class VariationalLoss:
     Args:
         scorer: Draws and scores the particles.
         particles: Number of draws, a multiple of ``num_importance``.
-        num_importance: Number of draws under one logarithm.
+        num_importance: Number of draws under one logarithm, ``K``.
+        elbo_weight: Weight of the ELBO, which is added to the bound where ``K`` is above one. The
+            bound alone does not mind draws of the guide at which the model is next to impossible.
         squared: Whether the guide's gradient is the doubly reparametrised one, which needs path
             gradients; else it is the total one.
 
@@ -39,7 +41,13 @@ class VariationalLoss:
     """
 
     def __init__(
-        self, scorer: Particles, particles: int, *, num_importance: int = 1, squared: bool = False
+        self,
+        scorer: Particles,
+        particles: int,
+        *,
+        num_importance: int = 1,
+        elbo_weight: float = 0.0,
+        squared: bool = False,
     ) -> None:
         if particles % num_importance:
             raise _checks.refusal(
@@ -52,6 +60,7 @@ class VariationalLoss:
             _check_reparametrised(scorer)
         self._scorer, self._particles = scorer, particles
         self._num_importance, self._squared = num_importance, squared
+        self._elbo_weight = elbo_weight
 
     def __call__(self, batch: Batch) -> Loss:
         """Return the loss of fresh draws, and what to differentiate."""
@@ -63,13 +72,14 @@ class VariationalLoss:
         return self._importance_weighted(scores)
 
     def _importance_weighted(self, scores: Scores) -> Loss:
-        rows = (-1, self._num_importance)
+        rows, of_elbo = (-1, self._num_importance), self._elbo_weight / self._num_importance
         log_weights = (scores.log_p - scores.log_q).detach().reshape(rows)
-        value = math.log(self._num_importance) - log_weights.logsumexp(-1).mean()
+        bound = log_weights.logsumexp(-1).mean() - math.log(self._num_importance)
+        value = -bound - self._elbo_weight * log_weights.mean()
         shares = log_weights.softmax(-1)
 
         def mean(shares: Tensor, terms: Tensor) -> Tensor:
-            return -(shares * terms.reshape(rows)).sum(-1).mean()
+            return -((shares + of_elbo) * terms.reshape(rows)).sum(-1).mean()
 
         of_guide = mean(shares.square() if self._squared else shares, scores.surrogate)
         return Loss(value, (of_guide, mean(shares, scores.log_p)))

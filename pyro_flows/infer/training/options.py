@@ -33,6 +33,7 @@ class FitOptions:
     optimizer: MakeOptimizer | None
     scheduler: MakeScheduler | None
     stop_early: bool
+    refine: bool
     particle_chunk: int | None
     batches: Iterable[Any] | None
     callbacks: Sequence[Callback]

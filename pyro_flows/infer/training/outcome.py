@@ -12,7 +12,7 @@ from pyro_flows.infer.importance import pareto_k
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.training.averaging import choose
 
-_FINAL_DRAWS, _FINAL_DRAWS_LOOPED = 4096, 1024
+_FINAL_DRAWS, _FINAL_DRAWS_LOOPED = 10_000, 1024
 _DRAWS_TO_CHOOSE, _DRAWS_TO_CHOOSE_LOOPED = 1024, 64
 _LEAST_BATCH = 64
 _LEAST_BOUNDS = 16

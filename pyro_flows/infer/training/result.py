@@ -31,7 +31,8 @@ class FitResult:
         state: Which state was the best on fresh draws, and is in place: ``"average"`` over the
             decay of the step size, ``"last"``, ``"best"`` of the steps before, or, without
             ``batches``, ``"start"``, if no step was better than none; that of an ``AutoFlow`` is,
-            all but a little, a Gaussian.
+            all but a little, a Gaussian. ``"refined"``: what importance-weighted steps made of it,
+            which are not among ``steps`` and ``losses``.
         step_bytes: Most bytes that the tensors of one step hold at once, run by Python.
         engine: How the last step ran: ``"eager"``, ``"traced"`` or ``"compiled"``.
         elbo: ELBO of the fitted guide, on fresh draws, in nats.

@@ -17,6 +17,7 @@ from pyro_flows.infer.engine.memory import peak_memory
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import aside
 from pyro_flows.infer.threads import threads_for
+from pyro_flows.infer.training import refinement
 from pyro_flows.infer.training.adam import FlatAdam
 from pyro_flows.infer.training.agreement import check_agreement, sizes_of
 from pyro_flows.infer.training.batches import Batches
@@ -64,17 +65,10 @@ class Run:
         self._scorer, self._batches, self._options = scorer, batches, options
         args, kwargs = batches.first
         of_guide, of_model = trainable(scorer.model, scorer.guide, args, kwargs)
-        objective = VariationalLoss(
-            scorer,
-            options.chunk,
-            num_importance=options.num_importance,
-            squared=getattr(scorer.guide, "gradient", "total") == "path",
-        )
         self._flat = FlatParameters({**of_guide, **of_model})
+        self._groups = [list(of_guide), list(of_model)]
         self._start = self._flat.copy()
-        groups = [list(of_guide), list(of_model)]
-        clip_norm = options.clip_norm if options.chunks == 1 else None
-        self._step = StepFunction(objective, self._flat, groups, clip_norm)
+        self._step = self._make_step(options.num_importance)
         try:
             self.loop = self._make_loop(self._step_size())
             self._file = self._make_file()
@@ -83,6 +77,18 @@ class Run:
         except BaseException:
             self._flat.release()
             raise
+
+    def _make_step(self, num_importance: int, elbo_weight: float = 0.0) -> StepFunction:
+        options, scorer = self._options, self._scorer
+        objective = VariationalLoss(
+            scorer,
+            options.chunk,
+            num_importance=num_importance,
+            elbo_weight=elbo_weight,
+            squared=getattr(scorer.guide, "gradient", "total") == "path",
+        )
+        clip_norm = options.clip_norm if options.chunks == 1 else None
+        return StepFunction(objective, self._flat, self._groups, clip_norm)
 
     def _step_size(self) -> float:
         asked = self._options.lr
@@ -105,29 +111,34 @@ class Run:
 
     def _make_loop(self, lr: float) -> Loop:
         options = self._options
-        looped = "the model runs once for each particle" if not self._scorer.vectorized else ""
-        engine = Engine(
-            "fit",
-            self._step,
-            options.engine,
-            options.steps,
-            untraceable=looped,
-            chunks=options.chunks,
-            clip_norm=options.clip_norm,
-        )
-        tensors = self._flat.tensors
         make = options.optimizer or (lambda tensors: FlatAdam(tensors, lr))
-        optimizer = make(tensors)
+        optimizer = make(self._flat.tensors)
         return Loop(
-            engine,
+            self._engine(self._step, options.engine, options.steps),
             self._flat,
             optimizer,
             Schedule(options.steps),
             scheduler=options.scheduler and options.scheduler(optimizer),
             stop_early=options.stop_early,
             callbacks=tuple(options.callbacks),
-            diagnose=Diagnosis(self._scorer, self._step, options.chunk, options.chunks),
+            diagnose=self._diagnosis(self._step),
         )
+
+    def _engine(self, step: StepFunction, rung: str, steps: int) -> Engine:
+        options = self._options
+        looped = "the model runs once for each particle" if not self._scorer.vectorized else ""
+        return Engine(
+            "fit",
+            step,
+            rung,
+            steps,
+            untraceable=looped,
+            chunks=options.chunks,
+            clip_norm=options.clip_norm,
+        )
+
+    def _diagnosis(self, step: StepFunction) -> Diagnosis:
+        return Diagnosis(self._scorer, step, self._options.chunk, self._options.chunks)
 
     def _make_file(self) -> RunFile | None:
         options = self._options
@@ -165,6 +176,8 @@ class Run:
                 status, reason = self._steps()
                 state = self._choose()
                 outcome = evaluate(self._scorer, chunk)
+                if status != "interrupted":
+                    state, outcome = self._refine(state, outcome)
                 step_bytes = self._memory()
             except KeyboardInterrupt:
                 # The steps are taken; only what is said of them is missing.
@@ -174,6 +187,34 @@ class Run:
                 self.loop.engine.close()
                 self._flat.release()
         return Ending(status, reason, state, outcome, step_bytes)
+
+    def _refine(self, state: str, outcome: Outcome) -> tuple[str, Outcome]:
+        options, scorer = self._options, self._scorer
+        if not refinement.is_due(options, scorer, outcome):
+            return state, outcome
+        steps, lr = refinement.steps_of(options), self.loop.base_sizes[0]
+        num_importance = refinement.num_importance_of(options)
+        step = self._make_step(num_importance, refinement.ELBO_WEIGHT)
+        # Compiling takes as long as all these steps.
+        rung = "traced" if options.engine == "compiled" else options.engine
+        engine = self._engine(step, rung, steps)
+
+        def make_loop() -> Loop:
+            return Loop(
+                engine,
+                self._flat,
+                FlatAdam(self._flat.tensors, refinement.SHARE_OF_LR * lr),
+                Schedule(steps),
+                stop_early=False,
+                diagnose=self._diagnosis(step),
+            )
+
+        try:
+            batches = self._batches.from_step(0)
+            refined = refinement.refine(make_loop, batches, options, scorer, outcome)
+        finally:
+            engine.close()
+        return (state, outcome) if refined is None else ("refined", refined)
 
     def _memory(self) -> int:
         with aside():
