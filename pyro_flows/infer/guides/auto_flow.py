@@ -20,6 +20,7 @@ from pyro_flows.distributions import Flow, StandardNormal
 from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer import store
 from pyro_flows.infer.guides.gaussian import Start
+from pyro_flows.infer.guides.hierarchy import Parents, hierarchical_couplings, prior_parents
 from pyro_flows.infer.guides.latents import constrained_sites
 from pyro_flows.infer.guides.log_density import LogDensity
 from pyro_flows.infer.guides.mode import FULL_RANK_LIMIT
@@ -136,7 +137,9 @@ class AutoFlow(AutoContinuous):
             # Validation would word a NaN in Pyro's terms, and without the site.
             with poutine.block(), pyro.validation_enabled(False):
                 super()._setup_prototype(*args, **kwargs)
-                self.flow = self._build_flow(self._find_start(args, kwargs))
+                trace: Any = self.prototype_trace
+                parents = prior_parents(self._bare_model[0], trace, args, kwargs)
+                self.flow = self._build_flow(self._find_start(args, kwargs), parents)
         except BaseException as error:
             # A half-built guide must not look like a finished one to the next call.
             self.prototype_trace = None
@@ -195,7 +198,7 @@ class AutoFlow(AutoContinuous):
         prototype: Any = self.prototype_trace
         yield from prototype.iter_stochastic_nodes()
 
-    def _build_flow(self, start: Start) -> Flow:
+    def _build_flow(self, start: Start, parents: Parents) -> Flow:
         inner: Any = self._recipe(self.latent_dim)
         if not isinstance(inner, Flow) or inner.event_shape != (self.latent_dim,):
             raise _checks.refusal(
@@ -212,8 +215,11 @@ class AutoFlow(AutoContinuous):
                 got=f"context_dim={inner.context_dim}",
                 advice="A joint guide has no context to give.",
             )
-        inner = inner.to(start.loc)
-        return Flow([inner.transform, self._affine(start)], base=inner.base_dist)
+        sizes = {name: shape.numel() for name, shape in self._unconstrained_shapes.items()}
+        couplings = hierarchical_couplings(parents, sizes)
+        return Flow([inner.transform, *couplings, self._affine(start)], base=inner.base_dist).to(
+            start.loc
+        )
 
     def _affine(self, start: Start) -> ElementwiseAffine | LowerTriangularAffine:
         scale = start.scale if start.whitened else torch.ones_like(start.loc)
