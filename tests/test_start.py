@@ -375,3 +375,68 @@ def test_a_model_that_reads_values_is_scored_point_by_point():
     density = LogDensity(model, guide, (), {})
     points = torch.tensor([[-1.0], [1.0], [2.0]])
     assert torch.equal(density.at_many(points), torch.stack([density(z) for z in points]))
+
+
+def test_a_search_that_raises_does_not_lose_the_others(caplog):
+    """Far out the model raises, as a factorisation of a matrix does."""
+    caplog.set_level("INFO", "pyro_flows")
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if torch.is_grad_enabled() and float(x.detach()) > 5.0:
+            raise ValueError("not positive definite")
+
+    inits = [torch.tensor([9.0]), torch.tensor([1.0])]
+    start = laplace_start(density_of(model), inits)
+    assert start.loc.item() == pytest.approx(0.0, abs=1e-4)
+    assert "a search for a mode ended" in caplog.text
+
+
+class Cliff:
+    """A log-density that is finite but at the first points it is asked for."""
+
+    def __init__(self):
+        self._asked = 0
+
+    def peak_memory(self, z):
+        return 1
+
+    def values_and_grads(self, points):
+        self._asked += 1
+        value = 0.0 if self._asked == 1 else -math.inf
+        return torch.full_like(points[:, 0], value), torch.ones_like(points)
+
+
+def test_gaussian_that_has_not_moved_trains_in_the_units_it_began_with():
+    start = start_of(2)
+    generator = torch.Generator().manual_seed(0)
+    climbing = ClimbingGaussian(Cliff(), start, generator)
+    assert climbing.result() is None
+    climbing.climb(5)
+    assert torch.equal(climbing.result().scale, start.scale)
+    assert not climbing.result().whitened
+    climbing = ClimbingGaussian(density_of(normal_model, normal_data()), start_of(1), generator)
+    climbing.climb(5)
+    assert climbing.result().whitened
+
+
+def start_of(size):
+    return Start(torch.zeros(size), torch.full((size,), 0.1), "somewhere", whitened=False)
+
+
+def test_draws_are_evaluated_in_chunks_where_an_evaluation_takes_much_memory():
+    """A matrix of the rows by the rows counts, though its density is one number."""
+
+    def process(x):
+        rho = pyro.sample("rho", dist.LogNormal(0.0, 1.0))
+        cov = (-(x[:, None] - x).square() / rho).exp() + torch.eye(len(x))
+        pyro.sample(
+            "y", dist.MultivariateNormal(torch.zeros(len(x)), cov), obs=torch.zeros(len(x))
+        )
+
+    sizes = []
+    for number in (20, 200):
+        x = torch.linspace(0.0, 1.0, number)
+        sizes.append(density_of(process, x).peak_memory(torch.zeros(1)))
+    assert sizes[1] > 4 * 200 * 200
+    assert 50 < sizes[1] / sizes[0] < 200

@@ -92,7 +92,7 @@ class AutoFlow(AutoContinuous):
         flow: str | flows.Recipe = "realnvp",
         *,
         start: str | StartFn = "auto",
-        init_loc_fn: Callable[..., Tensor] = init_to_median,
+        init_loc_fn: Callable[..., Tensor] | None = None,
         create_plates: Callable[..., Any] | None = None,
         gradient: str = "path",
     ) -> None:
@@ -101,11 +101,11 @@ class AutoFlow(AutoContinuous):
                 DomainError, self._who, expected="a model to call", got=_checks.describe(model)
             )
         checked = ModelCheck(self._who)(model)
-        super().__init__(checked, init_loc_fn=or_origin(init_loc_fn))
+        super().__init__(checked, init_loc_fn=or_origin(init_loc_fn or init_to_median))
         # In a tuple, so that it does not become a submodule; Pyro's own copy draws initial values.
         self._bare_model = (model,)
         self.create_plates = create_plates
-        self._searches_widely = init_loc_fn is init_to_median
+        self._searches_widely = init_loc_fn is None
         self._recipe = flows.find(flow)
         if not callable(start):
             start = STARTS[_checks.check_choice("AutoFlow", "start", start, tuple(STARTS))]

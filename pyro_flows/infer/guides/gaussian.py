@@ -13,8 +13,8 @@ from pyro_flows.numerics import LOG_SQRT_TAU
 _ELBO_DRAWS = 32
 _CHECKED_DRAWS, _CHECKED_AT_ONCE = 1024, 128
 _LEAST_DRAWS = 64
-# Entries of a model's largest site that are evaluated at once.
-_CHUNK_ELEMENTS = 4_000_000
+# What the evaluations of one chunk of draws hold at once.
+_CHUNK_BYTES = 400_000_000
 _RATE, _LEAST_RATE, _GAVE_UP = 0.3, 0.1, 1e-3
 # A standard deviation at most doubles in a step.
 _LEAST_GROWTH = 0.25
@@ -108,10 +108,11 @@ class ClimbingGaussian:
     def __init__(self, density: LogDensity, start: Start, generator: torch.Generator) -> None:
         self._density, self._start, self._generator = density, start, generator
         self._loc, self._scale = start.loc.double(), start.scale.double()
+        self._first = self._loc
         size = start.loc.shape[0]
         full = start.scale.dim() == 2
         self._num = max(_LEAST_DRAWS, 2 * (size + 1)) if full else 2 * _LEAST_DRAWS
-        self._chunk = max(1, _CHUNK_ELEMENTS // density.elements(start.loc))
+        self._chunk = max(1, _CHUNK_BYTES // max(1, density.peak_memory(start.loc)))
         self._rate, self._radius = _RATE, math.sqrt(size)
         self._best = -math.inf, self._loc, self._scale, 0.0
         self._elbos: list[float] = []
@@ -134,7 +135,8 @@ class ClimbingGaussian:
         if not self._elbos:
             return None
         origin = f"a Gaussian with an ELBO of {self.elbo:.5g}, fitted from {self._start.origin}"
-        return Start(self._loc, self._scale, origin).to(self._start.loc)
+        whitened = self._start.whitened or self._loc is not self._first
+        return Start(self._loc, self._scale, origin, whitened).to(self._start.loc)
 
     def climb(self, steps: int) -> None:
         """Take steps until the ELBO rises no more.
@@ -182,7 +184,8 @@ class ClimbingGaussian:
         elbo = float(log_weights.mean())
         error = float(log_weights.std() / math.sqrt(len(log_weights)))
         best, loc, scale, error_then = self._best
-        noise = error + error_then
+        # Weights that vary more than before are no excuse for a lower ELBO.
+        noise = error_then + min(error, error_then + _LITTLE)
         if math.isfinite(elbo + error) and elbo > best - 1.0 - 4.0 * noise:
             if elbo > best + 2.0 * noise:
                 self._radius *= 2.0

@@ -16,6 +16,7 @@ from torch.distributions import biject_to
 from torch.utils._pytree import tree_map
 
 from pyro_flows.errors import FlowError
+from pyro_flows.infer.engine.memory import peak_memory
 from pyro_flows.infer.vmap import densities_agree, vmapped
 
 logger = logging.getLogger("pyro_flows")
@@ -129,6 +130,10 @@ class LogDensity:
             trace, _ = self._run(z, seed=0)
         sites: list[Any] = [site for site in trace.nodes.values() if site["type"] == "sample"]
         return max(site["log_prob"].numel() for site in sites)
+
+    def peak_memory(self, z: Tensor) -> int:
+        """Return the most bytes that the log-density and its gradient at ``z`` hold at once."""
+        return peak_memory(lambda: self.value_and_grad(z))
 
     def describe_non_finite(self, z: Tensor) -> str:
         """Name the sites whose log-density is not finite at ``z``, with their values' range."""

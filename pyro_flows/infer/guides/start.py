@@ -86,14 +86,15 @@ def auto_start(density: LogDensity, inits: list[Tensor]) -> Start:
     precise, dtype = density.precise(inits[0])
     try:
         starts = [*_laplace_starts(precise, dtype, inits), *priors]
-    except (NotConvergedError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+    except NotConvergedError as error:
         logger.info("start: no search for a mode, since %s", error)
         starts = priors
     best, elbos = best_start(density, starts)
     _report_modes(starts, elbos)
     try:
-        ranked = [starts[k].to(dtype) for k in np.argsort(elbos)[::-1]]
-        climbed = _climbed(precise, ranked, [z.to(dtype) for z in inits])
+        ranked = [starts[k] for k in np.argsort(elbos)[::-1]]
+        different = [start.to(dtype) for start in _different(ranked)]
+        climbed = _climbed(precise, different, [z.to(dtype) for z in inits])
         climbed = climbed and climbed.to(inits[0])
         # In the guide's dtype: float32 may round what float64 climbed through.
         if climbed and checked_elbo(density, climbed) > checked_elbo(density, best) - _LITTLE:
@@ -131,7 +132,7 @@ def _climbed(density: LogDensity, ranked: list[Start], inits: list[Tensor]) -> S
     is_dear = time.monotonic() - began > _DEAR
     if is_dear:
         logger.info("start: a single Gaussian climbs a few steps, since each takes long")
-    elif ranked[0].origin != _MODE or not climbers[0].is_steady:
+    elif not _is_mode(ranked[0]) or not climbers[0].is_steady:
         climbers += [climber(start) for start in ranked[1:_CLIMBERS]]
         climbers += [climber(start) for start in _around(inits[:2], 1.0, _PRIOR_SCALE)]
     for count, steps in () if is_dear else _ROUNDS:
@@ -144,19 +145,30 @@ def _climbed(density: LogDensity, ranked: list[Start], inits: list[Tensor]) -> S
 def _report_modes(starts: list[Start], elbos: list[float]) -> None:
     """Warn where searches found modes apart from one another whose ELBO is nearly the best."""
     least = max(elbos) - _RIVAL
-    modes: dict[int, Start] = {}
-    for k in np.argsort(elbos)[::-1]:
-        start = starts[k]
-        is_rival = start.origin == _MODE and elbos[k] > least
-        if is_rival and all(_are_apart(start, other) for other in modes.values()):
-            modes[k] = start
-    if len(modes) > 1:
+    ranked = [k for k in np.argsort(elbos)[::-1] if elbos[k] > least and _is_mode(starts[k])]
+    number = len(_different([starts[k] for k in ranked]))
+    if number > 1:
         logger.warning(
-            "start: found %d modes, of the ELBOs %s; the guide begins with one, and may miss the "
-            "others",
-            len(modes),
-            ", ".join(f"{elbos[k]:.4g}" for k in modes),
+            "start: found %d modes, of ELBOs from %.4g to %.4g; the guide begins with one, and "
+            "may miss the others",
+            number,
+            elbos[ranked[-1]],
+            elbos[ranked[0]],
         )
+
+
+def _is_mode(start: Start) -> bool:
+    return start.origin == _MODE
+
+
+def _different(ranked: list[Start]) -> list[Start]:
+    """Leave out starts at a mode which one before them is at, too."""
+    kept: list[Start] = []
+    for start in ranked:
+        modes = [other for other in kept if _is_mode(other)]
+        if not _is_mode(start) or all(_are_apart(start, other) for other in modes):
+            kept.append(start)
+    return kept
 
 
 def _are_apart(one: Start, other: Start) -> bool:
@@ -189,9 +201,16 @@ def best_start(density: LogDensity, starts: list[Start]) -> tuple[Start, list[fl
 
 
 def _laplace_starts(density: LogDensity, dtype: torch.dtype, inits: list[Tensor]) -> list[Start]:
-    starts = [
-        start.to(z) for z in inits for start in _gaussians(density, search(density, z.to(dtype)))
-    ]
+    starts: list[Start] = []
+    for z in inits:
+        try:
+            path = search(density, z.to(dtype))
+            starts += [start.to(z) for start in _gaussians(density, path)]
+        except FlowError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            # A model that raises where a step went far, as a Cholesky factor does.
+            logger.info("start: a search for a mode ended, since %s", error)
     if not starts:
         raise _checks.refusal(
             NotConvergedError,

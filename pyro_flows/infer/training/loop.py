@@ -76,6 +76,7 @@ class Loop:
         plateau: Whether the ELBO reached a plateau.
         average: Mean of the parameters over the decay.
         best: The best state so far.
+        start: The state before the first step.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Loop:
         self.skipped, self.restarts, self.plateau = 0, 0, False
         self._in_a_row, self._moved = 0, False
         self.average, self.best = TailAverage(), BestState()
-        self._good = flat.copy()
+        self._good, self.start = flat.copy(), flat.copy()
 
     def run(
         self,
@@ -259,6 +260,7 @@ class Loop:
             "average": self.average.tensors(),
             "best": self.best.tensors(),
             "good": self._good,
+            "start": self.start,
         }
 
     def record(self) -> dict[str, JSON]:
@@ -293,7 +295,9 @@ class Loop:
         self.schedule.load_state_dict(record["schedule"])
         self.average.restore(kept["average"], record["average"])
         self.best.restore(kept["best"], record["best"])
-        self._good = [tensor.clone() for tensor in kept["good"]]
+        self._good, self.start = (
+            [tensor.clone() for tensor in kept[name]] for name in ("good", "start")
+        )
 
     @torch.no_grad()
     def _keep(self) -> None:

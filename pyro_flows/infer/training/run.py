@@ -67,7 +67,6 @@ class Run:
         of_guide, of_model = trainable(scorer.model, scorer.guide, args, kwargs)
         self._flat = FlatParameters({**of_guide, **of_model})
         self._groups = [list(of_guide), list(of_model)]
-        self._start = self._flat.copy()
         self._step = self._make_step(options.num_importance)
         try:
             self.loop = self._make_loop(self._step_size())
@@ -260,7 +259,7 @@ class Run:
         }
         if self._options.batches is None:
             # A start is made for one batch, which it would win on.
-            candidates["start"] = self._start
+            candidates["start"] = loop.start
         chosen = choose_state(
             self._scorer,
             self._flat,

@@ -28,7 +28,7 @@ logger = logging.getLogger("pyro_flows")
 
 _KIND = "run"
 # Lists of flat tensors that a loop keeps besides its parameters.
-_KEPT = ("average", "best", "good")
+_KEPT = ("average", "best", "good", "start")
 # What the parts of a run raise on a record that another program, or a later release, made up.
 _MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -149,7 +149,9 @@ class RunFile:
         kept = {name: _listed(found.part(name).tensors) for name in _KEPT}
         for name, tensors in kept.items():
             # Before the first state of its kind, there is none to keep.
-            if (tensors or name == "good") and _shapes(tensors) != _shapes(loop.flat.tensors):
+            if (tensors or name in ("good", "start")) and _shapes(tensors) != _shapes(
+                loop.flat.tensors
+            ):
                 raise ValueError(f"the state {name!r} is of other sizes")
         loop.restore(record["loop"], kept, found.tensors["losses"].tolist())
         loop.optimizer.load_state_dict(_unpacked(record["optimizer"], found.tensors))
