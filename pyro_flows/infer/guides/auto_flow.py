@@ -45,7 +45,8 @@ class AutoFlow(AutoContinuous):
 
     A flow :math:`f` stands inside an affine map that starts as a Gaussian fit to the posterior, in
     the unconstrained space. The flow starts next to the identity, so training begins at that
-    Gaussian.
+    Gaussian. Between the two, latents follow those that their priors depend on, by couplings that
+    are linear in these.
 
     The guide is set up by its first call, or by :meth:`initialise`, and works with Pyro's ``SVI``,
     all its ELBOs, ``Predictive``, ``AutoGuideList`` and ``NeuTraReparam``. Gradients of the ELBO

@@ -67,14 +67,15 @@ def choose_state(
     return chosen
 
 
-def evaluate(scorer: Particles, particles: int) -> Outcome:
+def evaluate(scorer: Particles, particles: int, *, draws: int | None = None) -> Outcome:
     """Score fresh draws, in batches like the fit's.
 
     Args:
         scorer: Draws and scores.
         particles: Number of draws that are scored at once.
+        draws: Number of draws; 10,000, or fewer where they are run one by one, if not given.
     """
-    draws = _FINAL_DRAWS if scorer.vectorized else _FINAL_DRAWS_LOOPED
+    draws = draws or (_FINAL_DRAWS if scorer.vectorized else _FINAL_DRAWS_LOOPED)
     log_weights = _log_weights(scorer, draws, particles)
     elbo, elbo_se = _bound(log_weights, 1)
     bad = bool((log_weights.isnan() | (log_weights == torch.inf)).any())

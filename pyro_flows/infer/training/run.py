@@ -210,7 +210,7 @@ class Run:
 
         try:
             batches = self._batches.from_step(0)
-            refined = refinement.refine(make_loop, batches, options, scorer, outcome)
+            refined = refinement.refine(make_loop, batches, options, scorer)
         finally:
             engine.close()
         return (state, outcome) if refined is None else ("refined", refined)
