@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 
 import pyro_flows as pf
+from pyro_flows.infer import LogDensity
 
 PRIOR_SD = 3.0
 
@@ -162,3 +163,10 @@ def draws_of(guide, num, *args, nesting):
     """Return ``num`` draws of each site, flattened to ``(num, -1)``."""
     with torch.no_grad(), pyro.plate("draws", num, dim=-1 - nesting):
         return {name: value.reshape(num, -1) for name, value in guide(*args).items()}
+
+
+def density_of(model, *args):
+    """Return a log-density over the unconstrained latents of a model."""
+    guide = pf.AutoFlow(model, start="prior")
+    guide.initialise(*args)
+    return LogDensity(model, guide, args, {})
