@@ -1,6 +1,8 @@
 """The options of a fit: what they do, and what is refused."""
 
 import copy
+import dataclasses
+import inspect
 import logging
 import math
 import pickle
@@ -18,6 +20,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_flows as pf
+from pyro_flows.infer.training.options import FitOptions
 from pyro_flows.infer.training.schedule import Schedule
 
 Y = normal_data()
@@ -317,3 +320,13 @@ def test_search_for_the_step_size_is_said_and_used(caplog):
     result = fit(normal_model, guide_for(normal_model, Y), Y, lr="search", steps=100)
     assert any(result.lr == pytest.approx(5e-3 * factor) for factor in (0.1, 0.3, 1.0, 3.0, 10.0))
     assert "step size" in caplog.text
+
+
+def test_options_are_those_of_fit_with_its_defaults():
+    signature = inspect.signature(pf.fit).parameters
+    keywords = {
+        name: parameter.default
+        for name, parameter in signature.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name != "seed"
+    }
+    assert {field.name: field.default for field in dataclasses.fields(FitOptions)} == keywords

@@ -76,26 +76,7 @@ def test_refined_guide_has_lighter_weights_on_fresh_draws(plain):
     assert k_hat(refined) < k_hat(plain[1]) - 0.1
 
 
-OPTIONS = FitOptions(
-    steps=500,
-    particles=256,
-    lr=None,
-    clip_norm=10.0,
-    num_importance=1,
-    gradient=None,
-    engine="auto",
-    optimizer=None,
-    scheduler=None,
-    stop_early=True,
-    refine=True,
-    particle_chunk=None,
-    batches=None,
-    callbacks=(),
-    checkpoint=None,
-    checkpoint_every=60.0,
-    resume=False,
-    progress=False,
-)
+OPTIONS = FitOptions(steps=500)
 
 
 def scorer(gradient="path", **changes):

@@ -53,23 +53,7 @@ def prepare(model: str, particles: int, way: str) -> Steps:
 def a_run(of: Problem, guide: pf.AutoFlow, particles: int, rung: str) -> Run:
     """Return a run as ``fit`` makes it."""
     options = FitOptions(
-        steps=STEPS,
-        particles=particles,
-        lr=1e-4,
-        clip_norm=10.0,
-        num_importance=1,
-        gradient=None,
-        engine=rung,
-        optimizer=None,
-        scheduler=None,
-        stop_early=False,
-        particle_chunk=None,
-        batches=None,
-        callbacks=(),
-        checkpoint=None,
-        checkpoint_every=60.0,
-        resume=False,
-        progress=False,
+        steps=STEPS, particles=particles, lr=1e-4, engine=rung, stop_early=False, progress=False
     )
     return Run(Particles(of.model, guide, of.args, {}), Batches(of.args, {}, None), options)
 
@@ -89,7 +73,10 @@ def bare_step(run: Run) -> Callable[[], None]:
 def fit(
     model: str, particles: int, *, seed: int, steps: int = 2000, stop_early: bool = True
 ) -> Curve:
-    """Fit with the defaults, and return the ELBO by time, last that of the state handed back."""
+    """Fit with the defaults, by the ELBO alone, and return it by time.
+
+    The last is that of the state handed back.
+    """
     of = problem(PYRO, model)
     due = set(kept_after(steps))
     watch = Stopwatch()
@@ -109,6 +96,7 @@ def fit(
         steps=steps,
         particles=particles,
         stop_early=stop_early,
+        refine=False,
         seed=seed,
         callbacks=[callback],
         progress=False,

@@ -45,6 +45,7 @@ class LogDensity:
     ) -> None:
         self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
         self._vmaps: bool | None = None
+        self._peak_memory: int | None = None
 
     @property
     def input_dim(self) -> int:
@@ -132,8 +133,14 @@ class LogDensity:
         return max(site["log_prob"].numel() for site in sites)
 
     def peak_memory(self, z: Tensor) -> int:
-        """Return the most bytes that the log-density and its gradient at ``z`` hold at once."""
-        return peak_memory(lambda: self.value_and_grad(z))
+        """Return the most bytes that the log-density and its gradient hold at once.
+
+        Args:
+            z: Where to measure, the first time.
+        """
+        if self._peak_memory is None:
+            self._peak_memory = peak_memory(lambda: self.value_and_grad(z))
+        return self._peak_memory
 
     def describe_non_finite(self, z: Tensor) -> str:
         """Name the sites whose log-density is not finite at ``z``, with their values' range."""

@@ -21,26 +21,26 @@ _WHO = "fit"
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What :func:`~pyro_flows.fit` takes besides model, guide and data; see there."""
+    """What :func:`~pyro_flows.fit` takes besides model, guide, data and seed; see there."""
 
-    steps: int
-    particles: int
-    lr: float | str | None
-    clip_norm: float
-    num_importance: int
-    gradient: str | None
-    engine: str
-    optimizer: MakeOptimizer | None
-    scheduler: MakeScheduler | None
-    stop_early: bool
-    refine: bool
-    particle_chunk: int | None
-    batches: Iterable[Any] | None
-    callbacks: Sequence[Callback]
-    checkpoint: str | os.PathLike[str] | None
-    checkpoint_every: float
-    resume: bool
-    progress: bool
+    steps: int = 2000
+    particles: int = 256
+    lr: float | str | None = None
+    clip_norm: float = 10.0
+    num_importance: int = 1
+    gradient: str | None = None
+    engine: str = "auto"
+    optimizer: MakeOptimizer | None = None
+    scheduler: MakeScheduler | None = None
+    stop_early: bool = True
+    refine: bool = True
+    particle_chunk: int | None = None
+    batches: Iterable[Any] | None = None
+    callbacks: Sequence[Callback] = ()
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_every: float = 60.0
+    resume: bool = False
+    progress: bool = True
 
     def __post_init__(self) -> None:
         for name in ("steps", "particles", "num_importance", "particle_chunk"):

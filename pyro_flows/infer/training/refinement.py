@@ -85,14 +85,17 @@ def refine(
         Gu & Maddison (2019), *Doubly reparameterized gradient estimators*.
     """
     kept: Outcome | None = None
-    bar = evaluate(scorer, options.chunk, draws=_DRAWS)
-    for _ in range(_MOST_ROUNDS):
-        after = _round(make_loop(), batches, options, scorer, bar)
-        if after is None:
-            break
-        kept, bar = after, bar._replace(k_hat=after.k_hat)
-        if kept.k_hat <= _HEAVY:
-            break
+    try:
+        bar = evaluate(scorer, options.chunk, draws=_DRAWS)
+        for _ in range(_MOST_ROUNDS):
+            after = _round(make_loop(), batches, options, scorer, bar)
+            if after is None:
+                break
+            kept, bar = after, bar._replace(k_hat=after.k_hat)
+            if kept.k_hat <= _HEAVY:
+                break
+    except KeyboardInterrupt:
+        logger.info("fit: is refined no further, since the user stopped it")
     return kept
 
 
@@ -106,8 +109,6 @@ def _round(
         keeps = after is not None and _better(after, bar)
     except NonFiniteError as error:
         logger.info("fit: was not refined: %s", error)
-    except KeyboardInterrupt:
-        logger.info("fit: was not refined, since the user stopped it")
     finally:
         if not keeps:
             loop.flat.assign(state)
