@@ -14,6 +14,7 @@ from models import normal_data, normal_model
 
 import pyro_flows as pf
 from pyro_flows.errors import DomainError
+from pyro_flows.infer import threads
 from pyro_flows.infer.engine import ladder, native, runner
 
 Y = normal_data()
@@ -132,6 +133,28 @@ def test_compiler_is_stopped_when_the_fit_ends(compiler, script, end):
         if runs(pids[0]):
             os.kill(pids[0], signal.SIGKILL)
     assert sorted(path.name for path in where.iterdir()) == ["cache", "compiler", "pid"]
+
+
+@pytest.mark.usefixtures("compiles_at_once")
+@pytest.mark.parametrize("script", [SLEEPS, "exit 1"], ids=["goes on", "fails"])
+def test_compiler_has_a_core_to_itself_for_as_long_as_it_runs(compiler, monkeypatch, script):
+    compiler(script)
+    monkeypatch.setattr(threads, "_LEAST_ELEMENTS", 0)
+    before, counts = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+
+    def note(info):
+        time.sleep(0.02)
+        counts.append(torch.get_num_threads())
+
+    try:
+        run(steps=50, callbacks=[note])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert counts[0] == 3
+    assert 2 in counts
+    assert counts[-1] == (2 if script == SLEEPS else 3)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at processes in /proc")

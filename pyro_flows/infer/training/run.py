@@ -173,6 +173,7 @@ class Run:
         with pyro.validation_enabled(False), self._threads():
             try:
                 status, reason = self._steps()
+                self.loop.engine.close()
                 state = self._choose()
                 outcome = evaluate(self._scorer, chunk)
                 if status != "interrupted":
