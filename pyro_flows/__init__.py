@@ -11,7 +11,7 @@ from pyro_flows.errors import (
     NotConvergedError,
     ShapeError,
 )
-from pyro_flows.infer import AutoFlow, FitResult, fit
+from pyro_flows.infer import AutoFlow, FitResult, PosteriorDraws, fit
 
 __all__ = [
     "AutoFlow",
@@ -22,6 +22,7 @@ __all__ = [
     "FlowError",
     "NonFiniteError",
     "NotConvergedError",
+    "PosteriorDraws",
     "ShapeError",
     "diagnostics",
     "distributions",

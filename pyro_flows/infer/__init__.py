@@ -5,6 +5,7 @@ from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.log_density import LogDensity
 from pyro_flows.infer.importance import pareto_k
 from pyro_flows.infer.particles import Particles, Scores
+from pyro_flows.infer.posterior_draws import PosteriorDraws
 from pyro_flows.infer.training.fit import fit
 from pyro_flows.infer.training.loop import StepInfo
 from pyro_flows.infer.training.result import FitResult
@@ -14,6 +15,7 @@ __all__ = [
     "FitResult",
     "LogDensity",
     "Particles",
+    "PosteriorDraws",
     "Scores",
     "Start",
     "StepInfo",
