@@ -1,7 +1,7 @@
 """Normalizing flows for Bayesian inference in Pyro."""
 
 from pyro_flows import diagnostics, distributions, errors, flows, infer, nn, transforms
-from pyro_flows.diagnostics import to_arviz
+from pyro_flows.diagnostics import diagnose, resample, to_arviz
 from pyro_flows.distributions import Flow
 from pyro_flows.errors import (
     CheckpointError,
@@ -24,6 +24,7 @@ __all__ = [
     "NotConvergedError",
     "PosteriorDraws",
     "ShapeError",
+    "diagnose",
     "diagnostics",
     "distributions",
     "errors",
@@ -31,6 +32,7 @@ __all__ = [
     "flows",
     "infer",
     "nn",
+    "resample",
     "to_arviz",
     "transforms",
 ]

@@ -39,6 +39,49 @@ def pareto_k(log_weights: np.ndarray | torch.Tensor) -> float:
         >>> bool(pareto_k(-0.5 * draws**2 / 0.9 + 0.5 * draws**2) < 0.5)
         True
     """
+    return _smoothed("pareto_k", log_weights)[1]
+
+
+def psis(log_weights: np.ndarray | torch.Tensor) -> tuple[np.ndarray, float]:
+    """Smooth the largest importance weights by the Pareto distribution fitted to them.
+
+    Args:
+        log_weights: Log importance weights, ``log p - log q`` of draws from ``q``, of shape
+            ``(S,)``; minus infinity is a weight of zero.
+
+    Returns:
+        The logarithms of the smoothed weights, which sum to one, of shape ``(S,)`` and in float64;
+        and k-hat as :func:`pareto_k` returns it. Where that is NaN nothing is smoothed.
+
+    Raises:
+        NonFiniteError: A weight is NaN or infinite, or all weights are zero.
+
+    Reference:
+        Vehtari, Simpson, Gelman, Yao & Gabry (2024), *Pareto smoothed importance sampling*.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> draws = rng.standard_normal(4000)
+        >>> log_weights, k_hat = psis(-0.5 * draws**2 / 0.9 + 0.5 * draws**2)
+        >>> bool(np.isclose(np.exp(log_weights).sum(), 1.0)), k_hat < 0.5
+        (True, True)
+    """
+    smoothed, k_hat = _smoothed("psis", log_weights)
+    if not smoothed.size or smoothed.max() == -np.inf:
+        raise _checks.refusal(
+            NonFiniteError,
+            "psis",
+            expected="a weight above zero",
+            got=f"{smoothed.size} weights of zero",
+            advice="Look for the site whose density is zero at every draw.",
+        )
+    smoothed = smoothed - smoothed.max()
+    return smoothed - np.log(np.exp(smoothed).sum()), k_hat
+
+
+def _smoothed(who: str, log_weights: np.ndarray | torch.Tensor) -> tuple[np.ndarray, float]:
+    """Return the smoothed log-weights, up to a constant, and k-hat."""
     if isinstance(log_weights, torch.Tensor):
         log_weights = log_weights.detach().cpu().numpy()
     weights = np.asarray(log_weights, dtype=np.float64).reshape(-1)
@@ -46,20 +89,20 @@ def pareto_k(log_weights: np.ndarray | torch.Tensor) -> float:
     if bad:
         raise _checks.refusal(
             NonFiniteError,
-            "pareto_k",
+            who,
             expected="log-weights that are finite, or minus infinity",
             got=f"{bad} of {weights.size} that are NaN or infinite",
             advice="Drop those draws knowingly, or look for the site whose density is NaN.",
         )
     tail = min(weights.size // 5, math.ceil(3 * math.sqrt(weights.size)))
     if tail < _LEAST_TAIL or np.unique(weights).size <= tail:
-        return math.nan
+        return weights, math.nan
     if np.unique(np.partition(weights, -tail)[-tail:]).size == 1:
-        return math.nan
+        return weights, math.nan
     # The profile of a very heavy tail runs over, to weights of zero, as it should.
     with np.errstate(over="ignore"):
-        k_hat = _psis_shape(weights - weights.max())
-    return k_hat if math.isfinite(k_hat) else math.nan
+        smoothed, k_hat = _psislw(weights - weights.max())
+    return (smoothed, k_hat) if math.isfinite(k_hat) else (weights, math.nan)
 
 
 def import_arviz() -> Any:
@@ -69,10 +112,12 @@ def import_arviz() -> Any:
         return importlib.import_module("arviz")
 
 
-def _psis_shape(log_weights: np.ndarray) -> float:
+def _psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     arviz = import_arviz()
     if hasattr(arviz, "psislw"):
-        return float(arviz.psislw(log_weights)[1])
-    # From version 1 on it takes log-likelihoods, and negates them.
-    array_stats = importlib.import_module("arviz_stats.base").array_stats
-    return float(array_stats.psislw(-log_weights)[1])
+        smoothed, k_hat = arviz.psislw(log_weights)
+    else:
+        # From version 1 on it takes log-likelihoods, and negates them.
+        array_stats = importlib.import_module("arviz_stats.base").array_stats
+        smoothed, k_hat = array_stats.psislw(-log_weights)
+    return smoothed, float(k_hat)

@@ -1,6 +1,6 @@
 """Draws of a guide, scored under guide and model: what fitting and reporting share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -82,21 +82,42 @@ class Particles(Tracer):
         Args:
             num: Number of particles.
         """
+        return self._score(num)[0]
+
+    def score_and_keep(self, num: int) -> tuple[Scores, dict[str, Tensor]]:
+        """Draw ``num`` particles, score them, and return the values of the model's latents, too.
+
+        Args:
+            num: Number of particles.
+
+        Returns:
+            The scores; for each latent its values, of shape ``(num,)`` + the site's shape.
+        """
+        scores, values = self._score(num)
+        drawn = values()
+        latents = (s["name"] for s in sample_sites(self.single[1]) if not s["is_observed"])
+        return scores, {name: drawn[name] for name in latents}
+
+    def _score(self, num: int) -> tuple[Scores, Callable[[], dict[str, Tensor]]]:
+        """Return the scores, and what returns the drawn values: a step has no use for them."""
         if self.broadcast.how == "plate":
             guide_trace, model_trace = self.traces(num)
-            return _scores(self.log_density(model_trace, num), self._parts(guide_trace, num))
+            scores = _scores(self.log_density(model_trace, num), self._parts(guide_trace, num))
+            return scores, lambda: self.draws(guide_trace, num).values
         if self.broadcast.guide:
             guide_trace = self.trace(self.over_particles(self.guide, num))
-            parts = self._parts(guide_trace, num)
-            return _scores(self._log_p(self.draws(guide_trace, num)), parts)
+            parts, draws = self._parts(guide_trace, num), self.draws(guide_trace, num)
+            return _scores(self._log_p(draws), parts), lambda: draws.values
         if self.broadcast.vmap:
             draws, parts = self.draw_by_vmap(num, lambda trace: self._parts(trace, 1))
-            return _scores(self._log_p(draws), _Parts(*(part[:, 0] for part in parts)))
+            parts = _Parts(*(part[:, 0] for part in parts))
+            return _scores(self._log_p(draws), parts), lambda: draws.values
         pairs = [self.run(self.guide, self.model) for _ in range(num)]
         rows = [
             _scores(self.log_density(model, 1), self._parts(guide, 1)) for guide, model in pairs
         ]
-        return Scores(*(torch.cat(column) for column in zip(*rows, strict=True)))
+        scores = Scores(*(torch.cat(column) for column in zip(*rows, strict=True)))
+        return scores, lambda: _stacked([guide for guide, _ in pairs])
 
     def _log_p(self, draws: Draws) -> Tensor:
         """Score the model for draws, by vmap where that is right."""
@@ -128,6 +149,11 @@ class Particles(Tracer):
                 # The same for all particles.
                 total = total + term.sum()
         return torch.as_tensor(total).expand(num)
+
+
+def _stacked(traces: list[poutine.Trace]) -> dict[str, Tensor]:
+    rows = [{site["name"]: site["value"] for site in sample_sites(trace)} for trace in traces]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _scores(log_p: Tensor, parts: _Parts) -> Scores:
