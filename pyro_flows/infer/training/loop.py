@@ -67,6 +67,8 @@ class Loop:
         stop_early: Whether a plateau of the ELBO begins the decay, and so the end.
         callbacks: Called after each step.
         diagnose: Names what is not finite, for the log.
+        who: Named in messages.
+        describe: Says in words what a loss is, for the progress bar.
 
     Attributes:
         base_sizes: The largest step size of each of the optimiser's groups.
@@ -90,12 +92,15 @@ class Loop:
         stop_early: bool = True,
         callbacks: tuple[Callback, ...] = (),
         diagnose: Diagnosis,
+        who: str = "fit",
+        describe: Callable[[float], str] = lambda loss: f"ELBO {-loss:.2f}",
     ) -> None:
         _check_optimizer(optimizer, flat.tensors)
         _check_scheduler(scheduler)
         self.engine, self.flat, self.schedule = engine, flat, schedule
         self.optimizer, self.scheduler = optimizer, scheduler
         self._stop_early, self._callbacks, self._diagnose = stop_early, callbacks, diagnose
+        self._who, self._describe = who, describe
         self.base_sizes = [group["lr"] for group in optimizer.param_groups]
         self.losses: list[float] = []
         self.skipped, self.restarts, self.plateau = 0, 0, False
@@ -107,7 +112,7 @@ class Loop:
         self,
         batches: Iterator[Batch],
         *,
-        title: str = "fit",
+        title: str | None = None,
         progress: bool,
         after_step: Callable[[], None],
     ) -> tuple[Status, str]:
@@ -115,7 +120,7 @@ class Loop:
 
         Args:
             batches: What each step is called with.
-            title: Stands before the progress bar.
+            title: Stands before the progress bar; the caller's name if not given.
             progress: Whether to show a progress bar.
             after_step: Called after each step, when everything is in order to be saved.
 
@@ -125,7 +130,11 @@ class Loop:
         """
         taken = len(self.losses)
         bar = tqdm(
-            total=self.schedule.steps, initial=taken, desc=title, unit="step", disable=not progress
+            total=self.schedule.steps,
+            initial=taken,
+            desc=title or self._who,
+            unit="step",
+            disable=not progress,
         )
         state = torch.get_rng_state()
         try:
@@ -216,7 +225,10 @@ class Loop:
         self._in_a_row += 1
         if self.skipped == 1:
             logger.warning(
-                "fit: skipped step %d, for %s", len(self.losses), self._cause(batch, state)
+                "%s: skipped step %d, for %s",
+                self._who,
+                len(self.losses),
+                self._cause(batch, state),
             )
         if self._in_a_row < min(_MAX_SKIPS, self.schedule.steps):
             return
@@ -234,8 +246,9 @@ class Loop:
     def _restart(self) -> None:
         self.restarts += 1
         logger.warning(
-            "fit: %d steps in a row were not finite; goes on from the best state before, with a "
+            "%s: %d steps in a row were not finite; goes on from the best state before, with a "
             "tenth of the step size",
+            self._who,
             self._in_a_row,
         )
         self.flat.assign(self.best.tensors() or self._good)
@@ -247,7 +260,7 @@ class Loop:
         self.flat.assign(self._good)
         raise _checks.refusal(
             NonFiniteError,
-            "fit",
+            self._who,
             expected="a finite loss and gradient",
             got=f"{self._in_a_row} steps in a row without, from step {first} on; {cause}",
             advice="The last good parameters are in place. Look in the model for a logarithm, a "
@@ -308,7 +321,8 @@ class Loop:
         taken = len(self.losses)
         if taken % _REPORT_EVERY == 0 or taken == self.schedule.steps:
             bar.total = self.schedule.steps
-            bar.set_postfix_str(f"ELBO {-self.losses[-1]:.2f}, {self.engine.rung}", refresh=False)
+            words = f"{self._describe(self.losses[-1])}, {self.engine.rung}"
+            bar.set_postfix_str(words, refresh=False)
             bar.update(taken - bar.n)
 
 

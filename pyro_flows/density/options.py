@@ -1,0 +1,45 @@
+"""The options of a maximum-likelihood fit, checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_flows import _checks
+from pyro_flows.infer.engine import RUNGS
+from pyro_flows.infer.training.loop import Callback
+from pyro_flows.infer.training.options import MakeOptimizer
+
+_WHO = "fit_mle"
+
+
+@dataclass(frozen=True)
+class MleOptions:
+    """What :func:`~pyro_flows.density.fit_mle` takes besides flow, data and seed; see there."""
+
+    epochs: int = 200
+    batch_size: int = 256
+    lr: float = 2e-3
+    weight_decay: float = 0.0
+    patience: int | None = 30
+    clip_norm: float = 10.0
+    engine: str = "auto"
+    optimizer: MakeOptimizer | None = None
+    callbacks: Sequence[Callback] = ()
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) is not None or name != "patience":
+                _checks.check_count(_WHO, name, getattr(self, name))
+        for name in ("lr", "clip_norm"):
+            _checks.check_positive(_WHO, name, getattr(self, name))
+        _checks.check_positive(_WHO, "weight_decay", self.weight_decay, zero=True)
+        _checks.check_choice(_WHO, "engine", self.engine, RUNGS)
+
+    def make_optimizer(self, tensors: list[Tensor]) -> torch.optim.Optimizer:
+        """Return the optimiser of some flat tensors."""
+        if self.optimizer is not None:
+            return self.optimizer(tensors)
+        return torch.optim.AdamW(tensors, lr=self.lr, weight_decay=self.weight_decay, fused=True)

@@ -1,0 +1,153 @@
+"""One run of a maximum-likelihood fit: what it is made of, its steps, and its end."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_flows import _checks
+from pyro_flows.density.minibatches import Minibatches
+from pyro_flows.density.options import MleOptions
+from pyro_flows.density.result import Status
+from pyro_flows.density.schedule import CosineSchedule
+from pyro_flows.density.validation import HeldOut, log_likelihood
+from pyro_flows.distributions import Flow
+from pyro_flows.errors import DomainError
+from pyro_flows.infer.engine import Batch, Engine, FlatParameters, Loss, StepFunction
+from pyro_flows.infer.threads import threads_for
+from pyro_flows.infer.training.batches import Batches
+from pyro_flows.infer.training.loop import Loop
+
+_WHO = "fit_mle"
+
+
+class MleRun:
+    """One run.
+
+    Args:
+        flow: The flow.
+        train: The rows to train on, and their contexts, if any.
+        held_out: The rows that are held out, and theirs; none to hold out none.
+        options: The options.
+
+    Attributes:
+        loop: The steps.
+        held_out: What the held-out rows say.
+        status: How the run ended.
+        reason: The same in words.
+        state: Which state is in place.
+        nll: The mean negative log-likelihood of the held-out rows, or of the last epoch's steps.
+
+    Raises:
+        DomainError: There is nothing to train, or an option is not possible.
+    """
+
+    def __init__(
+        self, flow: Flow, train: Sequence[Tensor], held_out: Sequence[Tensor], options: MleOptions
+    ) -> None:
+        self._flow, self._options = flow, options
+        self._minibatches = Minibatches(train, options.batch_size)
+        parameters = {n: p for n, p in flow.named_parameters() if p.requires_grad}
+        if not parameters:
+            raise _checks.refusal(
+                DomainError,
+                _WHO,
+                expected="a flow with parameters to train",
+                got="none that requires a gradient",
+                advice="Call flow.requires_grad_(True).",
+            )
+        self._flat = FlatParameters(parameters)
+        try:
+            self.held_out = HeldOut(
+                flow, self._flat, held_out, len(self._minibatches), options.patience
+            )
+            self.loop = self._make_loop(list(parameters))
+        except BaseException:
+            self._flat.release()
+            raise
+        self.status: Status = "max_epochs"
+        self.reason, self.state, self.nll = "", "last", math.inf
+
+    def _make_loop(self, names: list[str]) -> Loop:
+        options, steps = self._options, self._options.epochs * len(self._minibatches)
+        step = StepFunction(self._objective, self._flat, [names], options.clip_norm)
+        return Loop(
+            Engine(_WHO, step, options.engine, steps),
+            self._flat,
+            options.make_optimizer(self._flat.tensors),
+            CosineSchedule(steps),
+            stop_early=False,
+            callbacks=(self.held_out, *options.callbacks),
+            diagnose=self._diagnose,
+            who=_WHO,
+            describe=self._describe,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps of an epoch."""
+        return len(self._minibatches)
+
+    def take(self) -> None:
+        """Take the steps, and put the best state in place.
+
+        Raises:
+            NonFiniteError: Too many steps in a row were not finite; the last good parameters are
+                in place.
+        """
+        rows = self._minibatches.batch_size
+        products = rows * sum(tensor.numel() for tensor in self._flat.tensors)
+        try:
+            with threads_for(elements=rows * self._flow.event_shape[0], products=products):
+                batches = Batches((), {}, self._minibatches).from_step(0)
+                try:
+                    status, self.reason = self.loop.run(
+                        batches, progress=self._options.progress, after_step=lambda: None
+                    )
+                finally:
+                    self.loop.engine.close()
+                self._choose()
+        finally:
+            self._flat.release()
+        if self.held_out.ran_out:
+            self.status = "converged"
+            self.reason = f"no better held-out likelihood in {self._options.patience} epochs"
+        elif status == "interrupted":
+            self.status = "interrupted"
+
+    def _objective(self, batch: Batch) -> Loss:
+        loss = -log_likelihood(self._flow, *batch[0]).mean()
+        return Loss(loss, (loss,))
+
+    def _choose(self) -> None:
+        """Put the state of the highest held-out likelihood in place; else the average."""
+        average = self.loop.average.tensors()
+        if not self.held_out.state:
+            if average:
+                self._flat.assign(average)
+                self.state = "average"
+            recent = np.array(self.loop.losses[-self.steps_per_epoch :])
+            self.nll = float(np.nanmean(recent)) if np.isfinite(recent).any() else math.nan
+            return
+        states = {"average": average, "best": self.held_out.state}
+        scores = {}
+        for name, tensors in states.items():
+            if tensors:
+                self._flat.assign(tensors)
+                scores[name] = self.held_out.score()
+        self.state = min(scores, key=lambda name: scores[name])
+        self.nll = scores[self.state]
+        self._flat.assign(states[self.state])
+
+    def _describe(self, loss: float) -> str:
+        scores = self.held_out.scores
+        return f"NLL {loss:.3f}" + (f", held out {scores[-1]:.3f}" if scores else "")
+
+    @torch.no_grad()
+    def _diagnose(self, batch: Batch) -> str:
+        bad = ~log_likelihood(self._flow, *batch[0]).isfinite()
+        if bool(bad.any()):
+            return f"a log-likelihood that is not finite at {int(bad.sum())} of {len(bad)} rows"
+        return "a gradient that is not finite"

@@ -1,0 +1,86 @@
+"""Held-out rows: they say which state is the best, and when to stop."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_flows.distributions import Flow
+from pyro_flows.infer.engine import FlatParameters
+from pyro_flows.infer.training.loop import StepInfo
+
+_ROWS_AT_ONCE = 2**15
+
+
+@torch.no_grad()
+def mean_nll(flow: Flow, tensors: Sequence[Tensor]) -> float:
+    """Return the mean negative log-likelihood of some rows, in nats; infinity where it is NaN.
+
+    Args:
+        flow: The flow, in the mode that it is in.
+        tensors: The rows, and their contexts, if any.
+    """
+    chunks = zip(*(tensor.split(_ROWS_AT_ONCE) for tensor in tensors), strict=True)
+    total = sum(float(log_likelihood(flow, *chunk).double().sum()) for chunk in chunks)
+    nll = -total / len(tensors[0])
+    return math.inf if math.isnan(nll) else nll
+
+
+def log_likelihood(flow: Flow, rows: Tensor, context: Tensor | None = None) -> Tensor:
+    """Return the log-density of each row."""
+    return (flow if context is None else flow.condition(context)).log_prob(rows)
+
+
+class HeldOut:
+    """Score the held-out rows after each epoch, keep the best state, and tell when to stop.
+
+    It is a callback of the loop. A score that is not finite never counts as the best.
+
+    Args:
+        flow: The flow.
+        flat: Its parameters.
+        tensors: The held-out rows, and their contexts, if any; none to keep no state.
+        steps_per_epoch: Number of steps of an epoch.
+        patience: Epochs without a better score after which to stop; none to go on to the end.
+
+    Attributes:
+        scores: The mean negative log-likelihood after each epoch, in nats.
+        best: The lowest of them.
+        state: The parameters then; an empty list before there are any.
+        ran_out: Whether patience did.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        flat: FlatParameters,
+        tensors: Sequence[Tensor],
+        steps_per_epoch: int,
+        patience: int | None,
+    ) -> None:
+        self._flow, self._flat, self._tensors = flow, flat, list(tensors)
+        self._steps_per_epoch, self._patience = steps_per_epoch, patience
+        self.scores: list[float] = []
+        self.best, self.state = math.inf, list[Tensor]()
+        self.ran_out, self._since = False, 0
+
+    def __call__(self, info: StepInfo) -> bool:
+        """Look at a step that was taken, and say whether to stop."""
+        if not self._tensors or info.step % self._steps_per_epoch:
+            return False
+        self.scores.append(self.score())
+        self._since += 1
+        if self.scores[-1] < self.best:
+            self.best, self.state, self._since = self.scores[-1], self._flat.copy(), 0
+        self.ran_out = self._patience is not None and self._since >= self._patience
+        return self.ran_out
+
+    def score(self) -> float:
+        """Return the mean negative log-likelihood of the held-out rows."""
+        was_training = self._flow.training
+        self._flow.eval()
+        try:
+            return mean_nll(self._flow, self._tensors)
+        finally:
+            self._flow.train(was_training)
