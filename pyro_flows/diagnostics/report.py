@@ -1,7 +1,6 @@
 """What weighted draws say of a guide, in numbers and in words."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +20,8 @@ def nearly_equal(ess: float, num_draws: int) -> bool:
     return ess > _NEARLY_ALL * num_draws and num_draws >= _LEAST_DRAWS
 
 
-class SiteCheck(NamedTuple):
+@dataclass(frozen=True)
+class SiteCheck:
     """How the importance weights move one coordinate of a latent.
 
     Attributes:
