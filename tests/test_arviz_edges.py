@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conversion import draw_once, group_names, named_model
+from conversion import draw_once, group_names
 from models import (
     constrained_model,
     normal_data,
@@ -45,6 +45,7 @@ def test_groups_and_attributes(schools):
         "posterior",
         "sample_stats",
         "log_likelihood",
+        "log_prior",
         "posterior_predictive",
         "observed_data",
     }
@@ -84,57 +85,67 @@ def test_netcdf_round_trip(schools, tmp_path):
 
 def test_groups_can_be_left_out():
     y = normal_data()
-    idata = draw_once(normal_model, y, predictive=False, log_likelihood=False)
+    idata = draw_once(normal_model, y, predictive=False, log_likelihood=False, log_prior=False)
     assert group_names(idata) == {"posterior", "sample_stats", "observed_data"}
-    assert group_names(draw_once(constrained_model)) == {"posterior", "sample_stats"}
+    latents_alone = {"posterior", "sample_stats", "log_prior"}
+    assert group_names(draw_once(constrained_model)) == latents_alone
 
 
-class OneDict:
-    """ArviZ 1.x, as far as it is needed: one nested dictionary in, a tree out."""
+# ArviZ of either generation sorts in a way that pandas 3.1 deprecates.
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame")
+def test_arviz_compares_models(schools):
+    """On a model and on one that lacks its weakest column, by leave-one-out densities."""
+    import arviz as az
 
-    __version__ = "1.3.0"
-
-    @staticmethod
-    def from_dict(data, *, coords=None, dims=None, attrs=None):
-        import xarray as xr
-
-        groups = {}
-        for group, variables in data.items():
-            first = () if "data" in group else ("chain", "draw")
-            arrays = {
-                name: (OneDict._names(name, first, dims.get(name, []), array.ndim), array)
-                for name, array in variables.items()
-            }
-            used = {dim for names, _ in arrays.values() for dim in names}
-            its_coords = {dim: values for dim, values in coords.items() if dim in used}
-            groups[group] = xr.Dataset(arrays, its_coords, attrs.get(group))
-        return xr.DataTree.from_dict(groups)
-
-    @staticmethod
-    def _names(name, first, dims, ndim):
-        names = [*first, *dims][:ndim]
-        return names + [f"{name}_dim_{i}" for i in range(ndim - len(names))]
+    x, y = regression_data()
+    fewer = to_arviz(regression_model, pf.AutoFlow(regression_model), x[:, 1:], y, seed=0)
+    table = az.compare({"all": schools, "fewer": fewer})
+    assert set(table.index) == {"all", "fewer"}
+    assert sorted(table["rank"]) == [0, 1]
 
 
-def test_arviz_one_gets_one_dictionary(monkeypatch):
-    """The real one needs Python 3.12; here a stand-in with its signature takes the call."""
-    monkeypatch.setitem(sys.modules, "arviz", OneDict)
-    tree = draw_once(normal_model, normal_data())
+def test_arviz_plots(schools):
+    """Pairs of coordinates, and new data over the data; ArviZ 1 has the latter by another name."""
+    import arviz as az
+
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    assert az.plot_pair(schools, var_names=["beta"]) is not None
+    plot_ppc = getattr(az, "plot_ppc", None) or az.plot_ppc_dist
+    assert plot_ppc(schools) is not None
+    matplotlib.pyplot.close("all")
+
+
+def test_arviz_one_gets_a_tree(monkeypatch, tmp_path):
+    """Of whichever ArviZ, the version alone decides; its parts work on the result."""
+    monkeypatch.setitem(sys.modules, "arviz", types.SimpleNamespace(__version__="1.3.0"))
+    # Without its statistics, which this stand-in does not have.
+    monkeypatch.setattr("pyro_flows.diagnostics.arviz.psis", lambda row: (row * 0.0, 0.0))
+    tree = draw_once(normal_model, normal_data(), prior=3)
     assert type(tree).__name__ == "DataTree"
     assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "data")
     assert tree["observed_data"]["y"].dims == ("data",)
     assert tree["posterior"].attrs["inference_library"] == "pyro_flows"
-
-
-def test_arviz_one_by_its_parts(monkeypatch, tmp_path):
-    """Where arviz-base is installed, which brings the 1.x conversion, it must accept the call."""
-    base = pytest.importorskip("arviz_base", reason="arviz-base, a part of ArviZ 1.x, is missing")
-    arviz = types.SimpleNamespace(__version__="1.0.0", from_dict=base.from_dict)
-    monkeypatch.setitem(sys.modules, "arviz", arviz)
-    tree = draw_once(named_model("a/b"))
-    assert type(tree).__name__ == "DataTree"
-    assert tree["posterior"]["a.b"].dims == ("chain", "draw", "a.b_dim_0")
+    assert tree["posterior"].attrs["created_at"]
     tree.to_netcdf(tmp_path / "tree.nc")
+
+
+# ArviZ of either generation sorts in a way that pandas 3.1 deprecates.
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame")
+def test_arviz_one_by_its_parts(monkeypatch):
+    """Where arviz-base and arviz-stats are installed, they bring the 1.x tools to older Python."""
+    reason = "arviz-stats, a part of ArviZ 1.x, is missing"
+    parts = pytest.importorskip("arviz_stats", reason=reason)
+    arviz = types.SimpleNamespace(__version__="1.0.0")
+    monkeypatch.setitem(sys.modules, "arviz", arviz)
+    guide = pf.AutoFlow(regression_model)
+    tree = to_arviz(regression_model, guide, *regression_data(), seed=0)
+    assert type(tree).__name__ == "DataTree"
+    assert len(parts.summary(tree)) == 4
+    loo = parts.loo(tree)
+    assert math.isfinite(loo.elpd)
+    assert np.all(np.isfinite(tree["sample_stats"]["weights"]))
+    assert len(parts.compare({"one": loo, "again": loo})) == 2
 
 
 # --------------------------------------------------------------------------- guides and dtypes

@@ -6,9 +6,9 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from pyro_flows import _checks
-from pyro_flows.diagnostics.draws import Site
 from pyro_flows.diagnostics.layout import SiteLayout
 from pyro_flows.errors import NonFiniteError, ShapeError
+from pyro_flows.infer.tracer import Site
 
 # Files hold no other floating-point numbers than those of 32 and 64 bits.
 _WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
@@ -28,23 +28,44 @@ def values(value: Tensor, layout: SiteLayout, num: int) -> np.ndarray:
     return _keep(_rows(value, layout.shape, layout.name, num), layout)
 
 
-def log_likelihood(site: Site, layout: SiteLayout, num: int) -> np.ndarray:
+def log_likelihood(
+    site: Site, layout: SiteLayout, num: int, marginal: Tensor | None = None
+) -> np.ndarray:
     """Return the log-density of each observation, not scaled by plates; NaN where it is masked.
 
     Args:
         site: The observed site, scored.
         layout: Its layout.
         num: Number of draws.
+        marginal: The log-density with discrete latents summed over, in the place of the site's.
 
     Raises:
         NonFiniteError: An entry that is not masked is NaN.
         ShapeError: The density does not have the shape of the layout.
     """
-    density, mask = site["unscaled_log_prob"].detach().cpu(), _mask(site)
+    density = site["unscaled_log_prob"] if marginal is None else marginal
+    density, mask = density.detach().cpu(), _mask(site)
     shown = density if mask is None else torch.where(mask, density, 0.0)
     check_no_nan("log-likelihoods", shown, layout.name)
     if mask is not None:
         density = torch.where(mask, density, torch.nan)
+    return _keep(_rows(density, layout.batch_shape, layout.name, num), layout)
+
+
+def log_prior(site: Site, layout: SiteLayout, num: int) -> np.ndarray:
+    """Return the log-density of each entry of a latent, not scaled by plates; 0 where masked.
+
+    Args:
+        site: The latent site, scored.
+        layout: Its layout.
+        num: Number of draws.
+
+    Raises:
+        ShapeError: The density does not have the shape of the layout.
+    """
+    density, mask = torch.as_tensor(site["unscaled_log_prob"]).detach().cpu(), _mask(site)
+    if mask is not None:
+        density = torch.where(mask, density, 0.0)
     return _keep(_rows(density, layout.batch_shape, layout.name, num), layout)
 
 

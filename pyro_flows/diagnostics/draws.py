@@ -1,23 +1,23 @@
 """Draws of a guide, and what the model makes of each: traces, in batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_factor, site_is_subsample
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_flows import _checks
-from pyro_flows.errors import DomainError
+from pyro_flows.diagnostics import sites
+from pyro_flows.diagnostics.recorded import Recorded
+from pyro_flows.diagnostics.sites import is_data, is_deterministic
+from pyro_flows.infer.discrete import Marginal, WithDiscrete, enumerated_names
 from pyro_flows.infer.particles import Particles
-from pyro_flows.infer.tracer import PARTICLES
+from pyro_flows.infer.tracer import PARTICLES, Fn, Site, Traces
 
-Fn = Callable[..., Any]
-# A message of Pyro's, typed there in part: a dictionary that scoring adds to.
-Site = Any
+__all__ = ["Batch", "Draws", "Site", "is_data", "is_deterministic"]
 
 
 class Batch(NamedTuple):
@@ -25,17 +25,20 @@ class Batch(NamedTuple):
 
     Attributes:
         num: Number of draws.
-        log_p: The model's joint log-density, of shape ``(num,)``.
-        log_q: The guide's log-density, of shape ``(num,)``.
+        log_p: The model's joint log-density, of shape ``(num,)``, discrete latents that the guide
+            leaves out summed over.
+        log_q: The guide's log-density, of shape ``(num,)``; none for draws that are recorded.
         sites: The model's sites.
         predicted: The observed sites, drawn afresh; none unless asked for.
+        marginal: Sums over discrete latents; none without such.
     """
 
     num: int
     log_p: Tensor
-    log_q: Tensor
+    log_q: Tensor | None
     sites: dict[str, Site]
     predicted: dict[str, Site]
+    marginal: Marginal | None
 
 
 class Draws:
@@ -46,61 +49,113 @@ class Draws:
         guide: A guide for it.
         args: Arguments of both.
         kwargs: Keyword arguments of both.
+        subsamples: Subsamples to take; none draws them.
 
     Attributes:
         sites: The model's sites in one draw.
         event_dims: What ``infer={"event_dims": ...}`` of a site says, by site.
-        members: The indices of the members of each plate.
+        subsamples: The subsample of each plate, as a trace.
+        discrete: The latents that the guide leaves out, summed over.
         vectorized: Whether a batch holds many draws; otherwise the model runs once for each.
 
     Raises:
-        DomainError: A latent of the model is not in the guide.
+        DomainError: The latents of model and guide differ.
+        ShapeError: The latents' shapes do.
     """
 
     def __init__(
-        self, model: Fn, guide: Fn, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        model: Fn,
+        guide: Fn,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        subsamples: poutine.Trace | None = None,
     ) -> None:
         self._args, self._kwargs = args, kwargs
+        self._recorded = guide if isinstance(guide, Recorded) else None
+        given = subsamples or poutine.Trace()
         infer = _EventDims()
-        guide_trace = self._trace(guide)
-        model_trace = self._trace(poutine.replay(infer(model), trace=guide_trace))
-        self.sites, self.event_dims = _modelled(model_trace), infer.names
-        _check_latents(self.sites, guide_trace)
-        subsamples = _subsamples(guide_trace, model_trace)
-        self.members = {
-            name: torch.as_tensor(site["value"]) for name, site in subsamples.nodes.items()
-        }
-        self._model = poutine.replay(model, trace=subsamples)
-        self._guide = poutine.replay(guide, trace=subsamples)
+        guide_trace = self._trace(poutine.replay(guide, trace=given))
+        fitting = poutine.replay(sites.Fits(guide_trace)(infer(model)), trace=given)
+        model_trace = self._trace(poutine.replay(fitting, trace=guide_trace))
+        self.sites, self.event_dims = sites.modelled(model_trace), infer.names
+        missing = sites.missing_latents(self.sites, guide_trace)
+        self.discrete = enumerated_names(self.sites[name] for name in missing)
+        sites.check_latents(self.sites, guide_trace, set(missing) - set(self.discrete))
+        self.subsamples = subsamples or _subsamples(guide_trace, model_trace)
+        self._model = poutine.replay(model, trace=self.subsamples)
+        self._guide = poutine.replay(guide, trace=self.subsamples)
+        if self.discrete:
+            nesting = sites.nesting(guide_trace, model_trace)
+            self._guide = WithDiscrete(self._model, self._guide, self.discrete, nesting)
         self._particles = Particles(self._model, self._guide, args, kwargs)
         self.vectorized = self._particles.broadcast.how == "plate"
 
-    def batches(self, num: int, *, predictive: bool) -> Iterator[Batch]:
+    @property
+    def members(self) -> dict[str, Tensor]:
+        """The indices of the members of each plate."""
+        plates = self.subsamples.nodes.items()
+        return {name: torch.as_tensor(site["value"]) for name, site in plates}
+
+    @property
+    def plate_sizes(self) -> dict[str, int]:
+        """The full size of each plate."""
+        plates: dict[str, Site] = dict(self.subsamples.nodes)
+        return {name: int(site["fn"].size) for name, site in plates.items()}
+
+    @property
+    def is_subsampled(self) -> bool:
+        """Whether some plate has members that are left out."""
+        sizes = self.plate_sizes
+        return any(len(index) < sizes[name] for name, index in self.members.items())
+
+    def batches(self, start: int, num: int, *, predictive: bool) -> Iterator[Batch]:
         """Yield ``num`` draws: in one batch where model and guide broadcast, else one by one.
 
         Args:
+            start: Number of draws before these.
             num: Number of draws.
             predictive: Whether to draw the observed sites afresh.
         """
+        self._move(start)
         if self.vectorized:
             yield self._plated(self._guide_trace(num), num, predictive)
         elif self._particles.broadcast.guide:
             yield from self._looped(self._guide_trace(num), num, predictive)
         else:
-            for guide_trace, model_trace in self._particles.single_traces(num):
+            for position in range(start, start + num):
+                self._move(position)
+                [(guide_trace, model_trace)] = self._particles.single_traces(1)
                 log_q = torch.as_tensor(guide_trace.log_prob_sum())
-                yield self._one(model_trace, guide_trace, log_q, predictive)
+                yield self._one((guide_trace, model_trace), log_q, predictive)
 
     def both_ways(self, num: int, *, predictive: bool) -> tuple[Batch, list[Batch]]:
-        """Return the same draws in one batch, and one by one.
+        """Return the first draws in one batch, and one by one.
 
         Args:
             num: Number of draws.
             predictive: Whether to draw the observed sites afresh.
         """
+        self._move(0)
         guide_trace = self._guide_trace(num)
         plated = self._plated(guide_trace, num, predictive)
         return plated, list(self._looped(guide_trace, num, predictive))
+
+    def forward(self, num: int) -> Iterator[tuple[int, dict[str, Site]]]:
+        """Run the model forward, and yield numbers of draws with all sites, data included.
+
+        Args:
+            num: Number of draws.
+        """
+        model = _Forget()(self._model)
+        if self.vectorized:
+            yield num, sites.modelled(self._trace(self._over_draws(model, num)))
+        else:
+            yield from ((1, sites.modelled(self._trace(model))) for _ in range(num))
+
+    def _move(self, position: int) -> None:
+        if self._recorded is not None:
+            self._recorded.position = position
 
     def _guide_trace(self, num: int) -> poutine.Trace:
         return self._trace(self._over_draws(self._guide, num))
@@ -110,25 +165,45 @@ class Draws:
         model_trace = self._replay(model, guide_trace)
         log_p = self._particles.log_density(model_trace, num)
         log_q = self._particles.log_density(guide_trace, num)
-        predicted = self._predict(model, guide_trace) if predictive else {}
-        return Batch(num, log_p, log_q, _modelled(model_trace), predicted)
+        return self._batch(model, (guide_trace, model_trace), (log_p, log_q), predictive)
 
     def _looped(self, guide_trace: poutine.Trace, num: int, predictive: bool) -> Iterator[Batch]:
         log_q = self._particles.log_density(guide_trace, num)
         for one, its_log_q in zip(self._particles.split(guide_trace, num), log_q, strict=True):
-            yield self._one(self._replay(self._model, one), one, its_log_q, predictive)
+            yield self._one((one, self._replay(self._model, one)), its_log_q, predictive)
 
-    def _one(
-        self, model_trace: poutine.Trace, one: poutine.Trace, log_q: Tensor, predictive: bool
-    ) -> Batch:
+    def _one(self, traces: Traces, log_q: Tensor, predictive: bool) -> Batch:
+        model_trace = traces[1]
         model_trace.compute_log_prob()
         log_p = torch.as_tensor(model_trace.log_prob_sum())
-        predicted = self._predict(self._model, one) if predictive else {}
-        return Batch(1, log_p.reshape(1), log_q.reshape(1), _modelled(model_trace), predicted)
+        return self._batch(self._model, traces, (log_p.reshape(1), log_q.reshape(1)), predictive)
+
+    def _batch(
+        self, model: Fn, traces: Traces, densities: tuple[Tensor, Tensor], predictive: bool
+    ) -> Batch:
+        guide_trace, model_trace = traces
+        log_p, log_q = densities
+        marginal = None
+        if self.discrete:
+            guide_trace = guide_trace.copy()
+            for name in self.discrete:
+                del guide_trace.nodes[name]
+            replayed = poutine.replay(model, trace=guide_trace)
+            nesting, num = self._particles.nesting, len(log_p)
+            marginal = Marginal(replayed, nesting, num, self._args, self._kwargs)
+            log_p = marginal.log_p
+        return Batch(
+            len(log_p),
+            log_p,
+            None if self._recorded else log_q,
+            sites.modelled(model_trace),
+            self._predict(model, guide_trace) if predictive else {},
+            marginal,
+        )
 
     def _predict(self, model: Fn, guide_trace: poutine.Trace) -> dict[str, Site]:
-        sites = _modelled(self._replay(_Forget()(model), guide_trace))
-        return {name: site for name, site in sites.items() if is_data(self.sites[name])}
+        found = sites.modelled(self._replay(_Forget()(model), guide_trace))
+        return {name: site for name, site in found.items() if is_data(self.sites[name])}
 
     def _replay(self, model: Fn, guide_trace: poutine.Trace) -> poutine.Trace:
         return self._trace(poutine.replay(model, trace=guide_trace))
@@ -158,37 +233,10 @@ class _Forget(Messenger):
     def _pyro_sample(self, msg: Site) -> None:
         if not is_data(msg):
             return
-        batch_shape = data_shape(msg)[0]
+        batch_shape = sites.data_shape(msg)[0]
         if batch_shape != msg["fn"].batch_shape:
             msg["fn"] = msg["fn"].expand(batch_shape)
         msg["is_observed"], msg["value"], msg["done"] = False, None, False
-
-
-def is_deterministic(site: Site) -> bool:
-    """Whether a site is a ``pyro.deterministic``."""
-    return bool(site["infer"].get("_deterministic"))
-
-
-def is_data(site: Site) -> bool:
-    """Whether a site holds data: observed, and no other statement in that guise."""
-    return site["is_observed"] and not (is_deterministic(site) or site_is_factor(site))
-
-
-def data_shape(site: Site) -> tuple[torch.Size, torch.Size]:
-    """Return the batch and the event shape of the value of a site, which its plates may widen."""
-    shape, event_dim = torch.as_tensor(site["value"]).shape, site["fn"].event_dim
-    batch_shape = torch.broadcast_shapes(
-        site["fn"].batch_shape, shape[: max(len(shape) - event_dim, 0)]
-    )
-    return batch_shape, site["fn"].event_shape
-
-
-def _modelled(trace: poutine.Trace) -> dict[str, Site]:
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not (site_is_subsample(site) or site_is_factor(site))
-    }
 
 
 def _subsamples(*traces: poutine.Trace) -> poutine.Trace:
@@ -200,18 +248,3 @@ def _subsamples(*traces: poutine.Trace) -> poutine.Trace:
         if site_is_subsample(site)
     )
     return found
-
-
-def _check_latents(sites: dict[str, Site], guide_trace: poutine.Trace) -> None:
-    missing = [
-        name for name, site in sites.items() if not site["is_observed"] and name not in guide_trace
-    ]
-    if missing:
-        raise _checks.refusal(
-            DomainError,
-            "to_arviz",
-            expected="a guide that draws every latent of the model",
-            got=f"none at {', '.join(map(repr, missing))}",
-            advice="Sample them in the guide as well; latents that were enumerated in the fit "
-            "cannot be converted.",
-        )

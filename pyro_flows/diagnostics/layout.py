@@ -1,23 +1,21 @@
 """Which axes of a site's values are kept, and what they are called."""
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from pyro_flows import _checks
-from pyro_flows.diagnostics.draws import Draws, Site, data_shape, is_data, is_deterministic
+from pyro_flows.diagnostics import names
+from pyro_flows.diagnostics.draws import Draws
+from pyro_flows.diagnostics.sites import data_shape, is_data, is_deterministic
 from pyro_flows.errors import DomainError
-from pyro_flows.infer.tracer import PARTICLES
+from pyro_flows.infer.tracer import PARTICLES, Site
 
 Kind = Literal["latent", "deterministic", "data"]
-
-# ArviZ reads these names as the axes of every sample.
-SAMPLE_DIMS = ("chain", "draw")
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class SiteLayout:
         shape: The shape of the values, all plates included.
         batch_dim: How many of its axes precede those of an event.
         axes: The axes that are kept; an axis that Pyro put between two plates is not.
-        dims: A name for each of these, or none.
+        dims: A name for each of these.
     """
 
     name: str
@@ -40,7 +38,7 @@ class SiteLayout:
     shape: torch.Size
     batch_dim: int
     axes: tuple[int, ...]
-    dims: tuple[str | None, ...]
+    dims: tuple[str, ...]
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -54,60 +52,139 @@ class Layout:
 
     Attributes:
         sites: The layout of each site, by its name.
-        members: The indices of the members of each plate, by the name of its dim.
-        renamed: The name in the model of each site that goes by another in the result.
+        constants: The dims of each constant, by its name in the result.
+        labels: The name in the result of each site and constant.
+        members: The coordinates of each dim, if they are not plain numbers.
     """
 
     sites: dict[str, SiteLayout]
+    constants: dict[str, tuple[str, ...]]
+    labels: dict[str, str]
     members: dict[str, np.ndarray]
-    renamed: dict[str, str]
 
-    def dims(self) -> dict[str, list[str | None]]:
-        """Return the names of the dims of each site, as ArviZ takes them."""
-        return {site.label: _named(site.dims) for site in self.sites.values() if any(site.dims)}
+    def dims(self, label: str, count: int) -> tuple[str, ...]:
+        """Return the names of the first axes of a variable; none of a plain statistic.
+
+        Args:
+            label: Its name in the result.
+            count: Number of axes: those of an event are missing from a log-density.
+        """
+        if label in self.constants:
+            return self.constants[label]
+        dims = next((site.dims for site in self.sites.values() if site.label == label), ())
+        return dims[:count]
 
     def attrs(self) -> dict[str, str]:
         """Return what the names alone do not say."""
-        return {"renamed_sites": json.dumps(self.renamed)} if self.renamed else {}
+        renamed = {label: name for name, label in self.labels.items() if name != label}
+        return {"renamed_sites": json.dumps(renamed)} if renamed else {}
 
 
-def layout_of(draws: Draws) -> Layout:
+@dataclass(frozen=True)
+class Naming:
+    """What a user says of names.
+
+    Attributes:
+        dims: The names of the axes of a site or constant, by its name.
+        coords: The names of the members of a dim, by its name.
+        constants: The constants.
+    """
+
+    dims: Mapping[str, Any] = field(default_factory=dict)
+    coords: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class _Axes(NamedTuple):
+    """The axes of a site, or of a constant, with the model's or the user's names for them."""
+
+    shape: torch.Size
+    batch_dim: int
+    kept: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+def layout_of(draws: Draws, naming: Naming | None = None) -> Layout:
     """Return the layout of a model, from one draw.
 
     Args:
         draws: The draws.
+        naming: What the user says of names.
 
     Raises:
-        DomainError: A name or a number of dims is not possible.
+        DomainError: A name, a number of dims or of coordinates is not possible.
     """
-    labels = _label_sites(draws.sites)
-    raw = {
-        name: _raw_dims(site, draws.event_dims.get(name, ())) for name, site in draws.sites.items()
+    naming = naming or Naming()
+    labels = names.label_variables([*draws.sites, *naming.constants])
+    names.check_known("dims", naming.dims, labels)
+    axes = {
+        name: _site_axes(site, labels[name], draws.event_dims.get(name, ()), naming.dims.get(name))
+        for name, site in draws.sites.items()
     }
-    names = [dim for _, _, dims in raw.values() for dim in dims if dim is not None]
-    dim_labels = _label_dims(names, set(labels.values()))
+    constants = {
+        name: _constant_axes(name, labels[name], array.shape, naming.dims.get(name))
+        for name, array in naming.constants.items()
+    }
+    sizes = _sizes({**axes, **constants})
+    renamed = names.label_dims(sizes, labels.values())
     sites = {
         name: SiteLayout(
             name,
             labels[name],
-            _kind(site),
-            _shape(site),
-            batch_dim,
-            axes,
-            tuple(None if dim is None else dim_labels[dim] for dim in dims),
+            _kind(draws.sites[name]),
+            found.shape,
+            found.batch_dim,
+            found.kept,
+            tuple(renamed[dim] for dim in found.names),
         )
-        for (name, site), (batch_dim, axes, dims) in zip(
-            draws.sites.items(), raw.values(), strict=True
+        for name, found in axes.items()
+    }
+    constant_dims = {
+        labels[name]: tuple(renamed[dim] for dim in found.names)
+        for name, found in constants.items()
+    }
+    members = _members(draws, naming.coords, sizes)
+    members = {renamed[dim]: values for dim, values in members.items()}
+    return Layout(sites, constant_dims, labels, members)
+
+
+def _site_axes(site: Site, label: str, event_dims: Any, dims: Any) -> _Axes:
+    shape, name = _shape(site), site["name"]
+    plates = {
+        frame.dim: frame
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized and frame.name != PARTICLES
+    }
+    batch_dim = len(shape) - _event_dim(site, shape, plates)
+    kept: dict[int, str | None] = {}
+    for axis, size in enumerate(shape[:batch_dim]):
+        plate = plates.get(axis - batch_dim)
+        if plate is not None or size > 1:
+            kept[axis] = None if plate is None else plate.name
+    events = range(batch_dim, len(shape))
+    given = names.check_names(
+        f"event_dims of the site {name!r}", event_dims, len(events), exact=False
+    )
+    kept |= dict.fromkeys(events) | dict(zip(events, given, strict=False))
+    named = _all_named(label, kept.values())
+    if dims is not None:
+        named = tuple(names.check_names(f"dims[{name!r}]", dims, len(kept), exact=True))
+    if len(set(named)) < len(named):
+        raise _checks.refusal(
+            DomainError,
+            "to_arviz",
+            expected=f"dims of the site {name!r} with a name each",
+            got=", ".join(named),
+            advice="Rename its event_dims.",
         )
-    }
-    sizes = _sizes(sites.values())
-    members = {
-        dim_labels[plate]: np.asarray(index.cpu())
-        for plate, index in draws.members.items()
-        if plate in dim_labels and len(index) == sizes[dim_labels[plate]]
-    }
-    renamed = {label: name for name, label in labels.items() if name != label}
-    return Layout(sites, members, renamed)
+    return _Axes(shape, batch_dim, tuple(kept), named)
+
+
+def _constant_axes(name: str, label: str, shape: tuple[int, ...], dims: Any) -> _Axes:
+    named = _all_named(label, [None] * len(shape))
+    if dims is not None:
+        named = tuple(names.check_names(f"dims[{name!r}]", dims, len(shape), exact=True))
+    return _Axes(torch.Size(shape), len(shape), tuple(range(len(shape))), named)
 
 
 def _kind(site: Site) -> Kind:
@@ -123,36 +200,6 @@ def _shape(site: Site) -> torch.Size:
     return batch_shape + event_shape
 
 
-def _raw_dims(site: Site, event_dims: Any) -> tuple[int, tuple[int, ...], tuple[str | None, ...]]:
-    """Return the number of batch axes, the axes to keep, and the model's names for them."""
-    shape = _shape(site)
-    plates = {
-        frame.dim: frame
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized and frame.name != PARTICLES
-    }
-    batch_dim = len(shape) - _event_dim(site, shape, plates)
-    axes: list[int] = []
-    dims: list[str | None] = []
-    for axis, size in enumerate(shape[:batch_dim]):
-        plate = plates.get(axis - batch_dim)
-        if plate is not None or size > 1:
-            axes.append(axis)
-            dims.append(None if plate is None else plate.name)
-    axes += range(batch_dim, len(shape))
-    dims += _check_event_dims(site["name"], event_dims, len(shape) - batch_dim)
-    named = [dim for dim in dims if dim is not None]
-    if len(set(named)) < len(named):
-        raise _checks.refusal(
-            DomainError,
-            "to_arviz",
-            expected=f"dims of the site {site['name']!r} with a name each",
-            got=", ".join(named),
-            advice="Rename its event_dims.",
-        )
-    return batch_dim, tuple(axes), tuple(dims)
-
-
 def _event_dim(site: Site, shape: torch.Size, plates: dict[int, Any]) -> int:
     event_dim = int(site["fn"].event_dim)
     if not is_deterministic(site) or event_dim < len(shape):
@@ -165,67 +212,44 @@ def _event_dim(site: Site, shape: torch.Size, plates: dict[int, Any]) -> int:
     return len(shape) - batch_dim if fits else len(shape)
 
 
-def _check_event_dims(site: str, names: Any, event_dim: int) -> list[str | None]:
-    listed = list(names) if isinstance(names, Sequence) and not isinstance(names, str) else None
-    if listed is None or len(listed) > event_dim or not all(isinstance(n, str) for n in listed):
-        raise _checks.refusal(
-            DomainError,
-            "to_arviz",
-            expected=f"event_dims of the site {site!r} to be up to {event_dim} names",
-            got=f"{names!r}",
-            advice='Pass infer={"event_dims": [...]}, a name for each axis of an event.',
-        )
-    return listed + [None] * (event_dim - len(listed))
+def _all_named(label: str, given: Iterable[str | None]) -> tuple[str, ...]:
+    """Name the axes that have no name as ArviZ does."""
+    return tuple(f"{label}_dim_{i}" if name is None else name for i, name in enumerate(given))
 
 
-def _label_sites(names: Iterable[str]) -> dict[str, str]:
-    labels = {name: name.replace("/", ".") for name in names}
-    uses = Counter(labels.values())
-    for name, label in labels.items():
-        if not name or name in SAMPLE_DIMS or uses[label] > 1:
-            raise _checks.refusal(
-                DomainError,
-                "to_arviz",
-                expected="names of sites that can be told apart, and from ArviZ's own dims",
-                got=f"{name!r}" + (f", which becomes {label!r}" if name != label else ""),
-                advice="Rename the site; poutine.scope can do so from outside.",
-            )
-    return labels
-
-
-def _label_dims(names: Iterable[str], taken: set[str]) -> dict[str, str]:
-    """Return names for dims that no site and no other dim has, and no file refuses."""
-    labels: dict[str, str] = {}
-    taken = taken.union(SAMPLE_DIMS)
-    for name in dict.fromkeys(names):
-        label = name.replace("/", ".") or "dim"
-        while label in taken:
-            label += "_dim"
-        labels[name] = label
-        taken.add(label)
-    return labels
-
-
-def _sizes(sites: Iterable[SiteLayout]) -> dict[str, int]:
+def _sizes(axes: Mapping[str, _Axes]) -> dict[str, int]:
+    """Return the size of each dim, in the order in which they come."""
     sizes: dict[str, tuple[int, str]] = {}
-    for site in sites:
-        for axis, dim in zip(site.axes, site.dims, strict=True):
-            if dim is None:
-                continue
-            size = site.shape[axis]
-            known, first = sizes.setdefault(dim, (size, site.name))
+    for variable, found in axes.items():
+        for axis, dim in zip(found.kept, found.names, strict=True):
+            size = found.shape[axis]
+            known, first = sizes.setdefault(dim, (size, variable))
             if known != size:
                 raise _checks.refusal(
                     DomainError,
                     "to_arviz",
                     expected=f"one size of the dim {dim!r}",
-                    got=f"{known} at the site {first!r}, {size} at {site.name!r}",
+                    got=f"{known} at the site {first!r}, {size} at {variable!r}",
                     advice="Rename the dim at one of them.",
                 )
     return {dim: size for dim, (size, _) in sizes.items()}
 
 
-def _named(dims: tuple[str | None, ...]) -> list[str | None]:
-    """Leave out what ArviZ names by itself, at the end."""
-    last = max(position for position, dim in enumerate(dims) if dim is not None)
-    return list(dims[: last + 1])
+def _members(
+    draws: Draws, coords: Mapping[str, Any], sizes: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Return the coordinates of each dim that has any, by the model's name."""
+    names.check_known("coords", coords, sizes)
+    plates = {
+        plate: np.asarray(index.cpu())
+        for plate, index in draws.members.items()
+        if sizes.get(plate) == len(index)
+    }
+    full_sizes = draws.plate_sizes
+    given = {
+        dim: names.check_members(
+            dim, values, full_sizes[dim] if dim in plates else sizes[dim], plates.get(dim)
+        )
+        for dim, values in coords.items()
+    }
+    return plates | given
