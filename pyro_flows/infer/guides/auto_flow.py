@@ -4,7 +4,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -17,18 +17,19 @@ from torch.distributions import biject_to
 
 from pyro_flows import _checks, flows
 from pyro_flows.distributions import Flow, StandardNormal
-from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
+from pyro_flows.errors import DomainError, NonFiniteError
 from pyro_flows.infer import store
+from pyro_flows.infer.guides.assembly import assemble
 from pyro_flows.infer.guides.gaussian import Start
-from pyro_flows.infer.guides.hierarchy import Parents, hierarchical_couplings, prior_parents
+from pyro_flows.infer.guides.hierarchy import Parents, prior_parents
 from pyro_flows.infer.guides.latents import constrained_sites
 from pyro_flows.infer.guides.log_density import LogDensity
-from pyro_flows.infer.guides.mode import FULL_RANK_LIMIT
 from pyro_flows.infer.guides.model_check import ModelCheck
 from pyro_flows.infer.guides.start import STARTS, StartFn
+from pyro_flows.infer.posterior_distribution import PosteriorDistribution, latents_of
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.threads import threads_for
-from pyro_flows.transforms import ElementwiseAffine, FlowTransform, LowerTriangularAffine
+from pyro_flows.transforms import FlowTransform
 
 logger = logging.getLogger("pyro_flows")
 
@@ -36,6 +37,14 @@ _LEAST_INITS, _MORE_INITS, _MORE_INITS_NUMBERS = 2, 6, 250
 _MOST_INITS = 10
 # For medians and quantiles: fewer draws where there are many latents.
 _QUANTILE_DRAWS, _LEAST_QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4000, 400, 1_000_000
+
+
+class SavedGuide(Protocol):
+    """What a file holds of a guide, until the guide is set up."""
+
+    def flow_for(self, guide: AutoContinuous) -> Flow:
+        """Return the flow, if the guide's latents are those of the file."""
+        ...
 
 
 class AutoFlow(AutoContinuous):
@@ -107,7 +116,11 @@ class AutoFlow(AutoContinuous):
         self._bare_model = (model,)
         self.create_plates = create_plates
         self._searches_widely = init_loc_fn is None
-        self._recipe = flows.find(flow)
+        self.recipe = flows.find(flow)
+        self.parents: Parents = {}
+        self.origin = ""
+        # Of a file, until the model's arguments are there to compare its latents with.
+        self._saved: SavedGuide | None = None
         if not callable(start):
             start = STARTS[_checks.check_choice("AutoFlow", "start", start, tuple(STARTS))]
         self._start_fn = start
@@ -133,14 +146,11 @@ class AutoFlow(AutoContinuous):
                 got="one without its model",
                 advice="Pickle it after guide.initialise(*args), or build it anew.",
             )
-        logger.info("%s: looks for a start", self._who)
         try:
             # Validation would word a NaN in Pyro's terms, and without the site.
             with poutine.block(), pyro.validation_enabled(False):
                 super()._setup_prototype(*args, **kwargs)
-                trace: Any = self.prototype_trace
-                parents = prior_parents(self._bare_model[0], trace, args, kwargs)
-                self.flow = self._build_flow(self._find_start(args, kwargs), parents)
+                self.flow = self._first_flow(args, kwargs)
         except BaseException as error:
             # A half-built guide must not look like a finished one to the next call.
             self.prototype_trace = None
@@ -157,6 +167,19 @@ class AutoFlow(AutoContinuous):
     @property
     def _who(self) -> str:
         return type(self).__name__
+
+    def _first_flow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow:
+        """Return the flow of a file, where this guide is of one, or one that is yet to train."""
+        if self._saved is not None:
+            flow, self._saved = self._saved.flow_for(self), None
+            return flow
+        logger.info("%s: looks for a start", self._who)
+        trace: Any = self.prototype_trace
+        self.parents = prior_parents(self._bare_model[0], trace, args, kwargs)
+        start = self._find_start(args, kwargs)
+        self.origin = start.origin
+        sizes = {name: shape.numel() for name, shape in self._unconstrained_shapes.items()}
+        return assemble(self._who, self.recipe, sizes, self.parents, start)
 
     def _find_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Start:
         density = LogDensity(self._bare_model[0], self, args, kwargs)
@@ -198,42 +221,6 @@ class AutoFlow(AutoContinuous):
     def _latent_sites(self) -> Iterator[tuple[str, Any]]:
         prototype: Any = self.prototype_trace
         yield from prototype.iter_stochastic_nodes()
-
-    def _build_flow(self, start: Start, parents: Parents) -> Flow:
-        inner: Any = self._recipe(self.latent_dim)
-        if not isinstance(inner, Flow) or inner.event_shape != (self.latent_dim,):
-            raise _checks.refusal(
-                ShapeError,
-                self._who,
-                expected=f"the recipe to return a Flow over {self.latent_dim} coordinates",
-                got=_checks.describe(inner),
-            )
-        if inner.context_dim:
-            raise _checks.refusal(
-                ShapeError,
-                self._who,
-                expected="a flow without a context",
-                got=f"context_dim={inner.context_dim}",
-                advice="A joint guide has no context to give.",
-            )
-        sizes = {name: shape.numel() for name, shape in self._unconstrained_shapes.items()}
-        couplings = hierarchical_couplings(parents, sizes)
-        return Flow([inner.transform, *couplings, self._affine(start)], base=inner.base_dist).to(
-            start.loc
-        )
-
-    def _affine(self, start: Start) -> ElementwiseAffine | LowerTriangularAffine:
-        scale = start.scale if start.whitened else torch.ones_like(start.loc)
-        affine: ElementwiseAffine | LowerTriangularAffine
-        if self.latent_dim > FULL_RANK_LIMIT:
-            affine = ElementwiseAffine(self.latent_dim, loc=start.loc, scale=scale)
-        else:
-            # The kind of the map depends on the model alone, so that a saved guide fits a new one.
-            scale_tril = scale.diag_embed() if scale.dim() == 1 else scale
-            affine = LowerTriangularAffine(self.latent_dim, loc=start.loc, scale_tril=scale_tril)
-        if not start.whitened:
-            affine.log_scale.data.copy_(start.scale.log())
-        return affine
 
     def _ready_flow(self) -> Flow:
         flow: Any = self._modules.get("flow")
@@ -324,6 +311,25 @@ class AutoFlow(AutoContinuous):
             half = eps[: num // 2]
             eps = torch.cat([half, -half, torch.zeros_like(half[:1])])
         return constrained_sites(self, flow.transform(eps))
+
+    def as_distribution(self) -> PosteriorDistribution:
+        """Return the posterior as a distribution, to be the prior of further data.
+
+        It stays as it is when the guide is trained on.
+
+        Raises:
+            DomainError: The guide is not set up.
+
+        Example:
+            >>> import pyro, torch, pyro.distributions as dist
+            >>> def model():
+            ...     pyro.sample("scale", dist.Gamma(9.0, 3.0))
+            >>> guide = AutoFlow(model, flow="planar")
+            >>> guide.initialise()
+            >>> guide.as_distribution().sample_sites((5,))["scale"].shape
+            torch.Size([5])
+        """
+        return PosteriorDistribution(self._ready_flow(), latents_of(self))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "AutoFlow":
         # Through the state, which leaves the model behind; a copy in this process can keep it.
