@@ -1,7 +1,16 @@
 """Normalizing flows for Bayesian inference in Pyro."""
 
-from pyro_flows import diagnostics, distributions, errors, flows, infer, nn, transforms
-from pyro_flows.diagnostics import diagnose, resample, to_arviz
+from pyro_flows import (
+    density,
+    diagnostics,
+    distributions,
+    errors,
+    flows,
+    infer,
+    nn,
+    transforms,
+)
+from pyro_flows.diagnostics import calibrate, diagnose, plots, resample, to_arviz
 from pyro_flows.distributions import Flow
 from pyro_flows.errors import (
     CheckpointError,
@@ -11,7 +20,16 @@ from pyro_flows.errors import (
     NotConvergedError,
     ShapeError,
 )
-from pyro_flows.infer import AutoFlow, FitResult, PosteriorDraws, fit
+from pyro_flows.infer import (
+    AutoFlow,
+    FitResult,
+    PosteriorDraws,
+    fit,
+    independence_metropolis,
+    load,
+    neutra,
+    save,
+)
 
 __all__ = [
     "AutoFlow",
@@ -24,15 +42,22 @@ __all__ = [
     "NotConvergedError",
     "PosteriorDraws",
     "ShapeError",
+    "calibrate",
+    "density",
     "diagnose",
     "diagnostics",
     "distributions",
     "errors",
     "fit",
     "flows",
+    "independence_metropolis",
     "infer",
+    "load",
+    "neutra",
     "nn",
+    "plots",
     "resample",
+    "save",
     "to_arviz",
     "transforms",
 ]
