@@ -200,7 +200,7 @@ def test_centered_eight_schools():
     args = tuple(values.float() for values in posterior.data(raw))
     guide = pf.AutoFlow(posterior.model)
     pf.fit(posterior.model, guide, *args, steps=500, seed=0, progress=False)
-    draws = draws_of(posterior.model, guide, *args, num_draws=1500, warmup=300, target_accept=0.9)
+    draws = draws_of(posterior.model, guide, *args, num_draws=2000, warmup=300, target_accept=0.9)
     for name, values in spread(draws.flat()).items():
         exact = reference[name]
         apart = abs(float(values.mean()) - exact.mean()) / exact.std()
