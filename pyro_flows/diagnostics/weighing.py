@@ -17,9 +17,6 @@ from pyro_flows.infer.importance import psis
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import seeded
 
-# Of the order of a processor's cache.
-_NUMBERS_AT_ONCE, _LEAST_AT_ONCE = 2**18, 64
-
 
 @dataclass(frozen=True)
 class WeightedDraws:
@@ -86,14 +83,8 @@ def weigh(
     with store.unused(), seeded(who, seed), torch.no_grad(), pyro.validation_enabled(False):
         particles = Particles(model, guide, args, kwargs)
         _check_whole(who, particles)
-        chunk = chunk_size or max(_LEAST_AT_ONCE, _NUMBERS_AT_ONCE // particles.elements)
-        sizes = [min(chunk, num_draws - start) for start in range(0, num_draws, chunk)]
-        batches = [particles.score_and_keep(size) for size in sizes]
-    scores = [scores for scores, _ in batches]
-    log_p, log_q = torch.cat([s.log_p for s in scores]), torch.cat([s.log_q for s in scores])
-    sites = {name: torch.cat([values[name] for _, values in batches]) for name in batches[0][1]}
-    smoothed, k_hat = psis((log_p - log_q).double())
-    return WeightedDraws(sites, log_p, log_q, smoothed, k_hat)
+        draws = particles.draw(num_draws, chunk_size)
+    return WeightedDraws(*draws, *psis((draws.log_p - draws.log_q).double()))
 
 
 def _check_ready(who: str, guide: Callable[..., Any]) -> None:

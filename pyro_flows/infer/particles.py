@@ -10,6 +10,9 @@ from torch import Tensor
 from pyro_flows.infer.broadcast import check_broadcast
 from pyro_flows.infer.tracer import Draws, Fn, Tracer, Traces, sample_sites
 
+# Of the order of a processor's cache.
+_NUMBERS_AT_ONCE, _LEAST_AT_ONCE = 2**18, 64
+
 
 class Scores(NamedTuple):
     """Per-particle log-densities, each of shape ``(P,)``.
@@ -23,6 +26,20 @@ class Scores(NamedTuple):
     log_p: Tensor
     log_q: Tensor
     surrogate: Tensor
+
+
+class ScoredDraws(NamedTuple):
+    """Draws of a guide, with what they are.
+
+    Attributes:
+        sites: The values of each latent, of shape ``(N,)`` + the site's shape.
+        log_p: The model's joint log-density, of shape ``(N,)``.
+        log_q: The guide's, of shape ``(N,)``.
+    """
+
+    sites: dict[str, Tensor]
+    log_p: Tensor
+    log_q: Tensor
 
 
 class _Parts(NamedTuple):
@@ -84,19 +101,24 @@ class Particles(Tracer):
         """
         return self._score(num)[0]
 
-    def score_and_keep(self, num: int) -> tuple[Scores, dict[str, Tensor]]:
-        """Draw ``num`` particles, score them, and return the values of the model's latents, too.
+    @torch.no_grad()
+    def draw(self, num: int, chunk_size: int | None = None) -> ScoredDraws:
+        """Draw many particles, score them, and keep the values of the model's latents.
 
         Args:
             num: Number of particles.
-
-        Returns:
-            The scores; for each latent its values, of shape ``(num,)`` + the site's shape.
+            chunk_size: Largest number to run at once; by default as many as make a quarter of a
+                million numbers.
         """
-        scores, values = self._score(num)
-        drawn = values()
-        latents = (s["name"] for s in sample_sites(self.single[1]) if not s["is_observed"])
-        return scores, {name: drawn[name] for name in latents}
+        chunk = chunk_size or max(_LEAST_AT_ONCE, _NUMBERS_AT_ONCE // self.elements)
+        parts = [self._score(min(chunk, num - start)) for start in range(0, num, chunk)]
+        scores, values = [scores for scores, _ in parts], [values() for _, values in parts]
+        latents = [s["name"] for s in sample_sites(self.single[1]) if not s["is_observed"]]
+        return ScoredDraws(
+            {name: torch.cat([drawn[name] for drawn in values]) for name in latents},
+            torch.cat([score.log_p for score in scores]),
+            torch.cat([score.log_q for score in scores]),
+        )
 
     def _score(self, num: int) -> tuple[Scores, Callable[[], dict[str, Tensor]]]:
         """Return the scores, and what returns the drawn values: a step has no use for them."""

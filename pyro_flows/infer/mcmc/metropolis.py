@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyro
 import torch
-from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, NonFiniteError
 from pyro_flows.infer import store
 from pyro_flows.infer.mcmc.checks import check_functions, run_once
 from pyro_flows.infer.mcmc.freezing import frozen
-from pyro_flows.infer.particles import Particles
+from pyro_flows.infer.particles import Particles, ScoredDraws
 from pyro_flows.infer.posterior_draws import PosteriorDraws
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.threads import threads_for
@@ -23,8 +22,6 @@ logger = logging.getLogger("pyro_flows")
 
 _WHO = "independence_metropolis"
 _LOW_ACCEPTANCE = 0.1
-# Of the order of a processor's cache.
-_NUMBERS_AT_ONCE, _LEAST_AT_ONCE = 2**18, 64
 
 
 class Chains(NamedTuple):
@@ -108,8 +105,9 @@ def independence_metropolis(
     with store.unused(), seeded(_WHO, seed), torch.no_grad(), frozen(guide):
         particles = run_once(Particles, _WHO, model, guide, args, kwargs=kwargs)
         _warn_of_loop(particles)
-        with threads_for(elements=particles.elements * _LEAST_AT_ONCE, products=0):
-            proposals = _Proposals.drawn(particles, num_chains * (warmup + num_draws))
+        # A NaN is to be counted, not reported by the distribution that it reaches first.
+        with threads_for(elements=particles.elements, products=0), pyro.validation_enabled(False):
+            proposals = particles.draw(num_chains * (warmup + num_draws))
         _check_spread(proposals)
         log_weights = _checked_weights(proposals, num_chains)
         starts = _starts(log_weights, num_chains, num_chains * warmup)
@@ -117,34 +115,6 @@ def independence_metropolis(
         uniforms = torch.rand(num_chains, num_draws, dtype=torch.float64).numpy()
     chains = walk(log_weights, starts, steps, np.log(uniforms))
     return _collected(proposals, chains)
-
-
-class _Proposals(NamedTuple):
-    """Draws of a guide, scored.
-
-    Attributes:
-        sites: The values of each latent, of shape ``(N,)`` + the site's shape.
-        log_p: The model's joint log-density, of shape ``(N,)``.
-        log_q: The guide's, of shape ``(N,)``.
-    """
-
-    sites: dict[str, Tensor]
-    log_p: Tensor
-    log_q: Tensor
-
-    @classmethod
-    def drawn(cls, particles: Particles, num: int) -> "_Proposals":
-        chunk = max(_LEAST_AT_ONCE, _NUMBERS_AT_ONCE // particles.elements)
-        sizes = [min(chunk, num - start) for start in range(0, num, chunk)]
-        # A NaN is to be counted, not reported by the distribution that it reaches first.
-        with pyro.validation_enabled(False):
-            batches = [particles.score_and_keep(size) for size in sizes]
-        scores = [scores for scores, _ in batches]
-        return cls(
-            {name: torch.cat([values[name] for _, values in batches]) for name in batches[0][1]},
-            torch.cat([score.log_p for score in scores]),
-            torch.cat([score.log_q for score in scores]),
-        )
 
 
 def walk(
@@ -167,7 +137,7 @@ def walk(
     return Chains(states, accepted)
 
 
-def _check_spread(proposals: _Proposals) -> None:
+def _check_spread(proposals: ScoredDraws) -> None:
     points = [name for name, x in proposals.sites.items() if bool((x == x[:1]).all())]
     if points:
         raise _checks.refusal(
@@ -180,7 +150,7 @@ def _check_spread(proposals: _Proposals) -> None:
         )
 
 
-def _checked_weights(proposals: _Proposals, num_chains: int) -> np.ndarray:
+def _checked_weights(proposals: ScoredDraws, num_chains: int) -> np.ndarray:
     """Return the log-weights, if none is NaN or plus infinity, and enough are above zero."""
     log_weights = (proposals.log_p - proposals.log_q).double().cpu().numpy()
     bad = int((np.isnan(log_weights) | (log_weights == np.inf)).sum())
@@ -225,7 +195,7 @@ def _warn_of_loop(particles: Particles) -> None:
         )
 
 
-def _collected(proposals: _Proposals, chains: Chains) -> PosteriorDraws:
+def _collected(proposals: ScoredDraws, chains: Chains) -> PosteriorDraws:
     rates = chains.accepted.mean(1)
     if rates.min() < _LOW_ACCEPTANCE:
         logger.warning(
