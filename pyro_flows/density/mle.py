@@ -1,5 +1,6 @@
 """Fit a flow to data by maximum likelihood."""
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from pyro_flows.density.minibatches import check_rows, split
 from pyro_flows.density.options import MleOptions
 from pyro_flows.density.result import MleResult
 from pyro_flows.density.run import MleRun
+from pyro_flows.density.saving import Beginning, to_share
 from pyro_flows.distributions import Flow
 from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer.random import seeded
@@ -41,6 +43,9 @@ def fit_mle(
     engine: str = "auto",
     optimizer: MakeOptimizer | None = None,
     callbacks: Sequence[Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 60.0,
+    resume: bool = False,
     seed: int | None = None,
     progress: bool = True,
 ) -> MleResult:
@@ -70,6 +75,11 @@ def fit_mle(
         optimizer: Returns an optimiser of torch's for the tensors that it is called with.
         callbacks: Called after each step with a :class:`~pyro_flows.infer.StepInfo`; one that
             returns true ends the run.
+        checkpoint: A file to save the run in, at its end and every ``checkpoint_every`` seconds.
+        checkpoint_every: Seconds between two saves.
+        resume: Whether to go on from ``checkpoint``, if there is such a file; on the CPU, and on
+            one rung of the engine, the run is then the same bit for bit, the split and the order
+            of the rows among it.
         seed: Seeds the split and the order of the rows, and leaves the global random state alone.
         progress: Whether to show a progress bar.
 
@@ -81,6 +91,7 @@ def fit_mle(
         NonFiniteError: The data hold a NaN or an infinity; or too many steps in a row were not
             finite, and the last good state is in place.
         ShapeError: Data or context do not have the shape that the flow takes.
+        CheckpointError: The checkpoint cannot be written, or is damaged, or is another run's.
 
     Reference:
         Papamakarios, Nalisnick, Rezende, Mohamed & Lakshminarayanan (2021), *Normalizing flows for
@@ -106,14 +117,22 @@ def fit_mle(
         engine=engine,
         optimizer=optimizer,
         callbacks=callbacks,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
         progress=progress,
     )
     began = time.perf_counter()
     tensors = _checked(flow, data, context)
     with seeded(_WHO, seed), pyro.validation_enabled(False):
-        train, held_out = _split(flow, tensors, validation)
-        initialise_from_data(flow.transform, *(tensor[:_ROWS_TO_START] for tensor in train))
-        run = MleRun(flow, train, held_out, options)
+        beginning = Beginning(options.checkpoint, resume=options.resume)
+        with beginning:
+            train, held_out = _split(flow, tensors, validation)
+        given = validation if validation is None or isinstance(validation, float) else held_out
+        same = to_share(options, flow, tensors, given) if options.checkpoint is not None else {}
+        if not beginning.goes_on:
+            initialise_from_data(flow.transform, *(tensor[:_ROWS_TO_START] for tensor in train))
+        run = MleRun(flow, train, held_out, options, same=same, beginning=beginning.state)
         run.take()
     return MleResult(
         losses=np.array(run.loop.losses),

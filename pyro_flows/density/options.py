@@ -1,5 +1,6 @@
 """The options of a maximum-likelihood fit, checked."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from pyro_flows import _checks
 from pyro_flows.infer.engine import RUNGS
 from pyro_flows.infer.training.loop import Callback
-from pyro_flows.infer.training.options import MakeOptimizer
+from pyro_flows.infer.training.options import MakeOptimizer, check_checkpoint, check_functions
 
 _WHO = "fit_mle"
 
@@ -27,16 +28,26 @@ class MleOptions:
     engine: str = "auto"
     optimizer: MakeOptimizer | None = None
     callbacks: Sequence[Callback] = ()
+    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint_every: float = 60.0
+    resume: bool = False
     progress: bool = True
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
             if getattr(self, name) is not None or name != "patience":
-                _checks.check_count(_WHO, name, getattr(self, name))
-        for name in ("lr", "clip_norm"):
-            _checks.check_positive(_WHO, name, getattr(self, name))
-        _checks.check_positive(_WHO, "weight_decay", self.weight_decay, zero=True)
+                self._set(name, _checks.check_count(_WHO, name, getattr(self, name)))
+        for name in ("lr", "clip_norm", "weight_decay"):
+            value = getattr(self, name)
+            self._set(name, _checks.check_positive(_WHO, name, value, zero=name == "weight_decay"))
         _checks.check_choice(_WHO, "engine", self.engine, RUNGS)
+        every = check_checkpoint(_WHO, self.checkpoint, self.checkpoint_every, resume=self.resume)
+        self._set("checkpoint_every", every)
+        check_functions(_WHO, self.callbacks, optimizer=self.optimizer)
+
+    def _set(self, name: str, value: float) -> None:
+        """Keep a number as Python's own, which a run file can hold, in place of numpy's."""
+        object.__setattr__(self, name, value)
 
     def make_optimizer(self, tensors: list[Tensor]) -> torch.optim.Optimizer:
         """Return the optimiser of some flat tensors."""

@@ -1,16 +1,18 @@
 """One run of a maximum-likelihood fit: what it is made of, its steps, and its end."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_flows import _checks
+from pyro_flows.checkpoint import JSON
 from pyro_flows.density.minibatches import Minibatches
 from pyro_flows.density.options import MleOptions
 from pyro_flows.density.result import Status
+from pyro_flows.density.saving import KIND
 from pyro_flows.density.schedule import CosineSchedule
 from pyro_flows.density.validation import HeldOut, log_likelihood
 from pyro_flows.distributions import Flow
@@ -19,6 +21,7 @@ from pyro_flows.infer.engine import Batch, Engine, FlatParameters, Loss, StepFun
 from pyro_flows.infer.threads import threads_for
 from pyro_flows.infer.training.batches import Batches
 from pyro_flows.infer.training.loop import Loop
+from pyro_flows.infer.training.run_file import RunFile, take_steps
 
 _WHO = "fit_mle"
 
@@ -31,6 +34,8 @@ class MleRun:
         train: The rows to train on, and their contexts, if any.
         held_out: The rows that are held out, and theirs; none to hold out none.
         options: The options.
+        same: What must be the same when the run is continued, as JSON can hold it.
+        beginning: The random state that the rows were split in.
 
     Attributes:
         loop: The steps.
@@ -42,13 +47,22 @@ class MleRun:
 
     Raises:
         DomainError: There is nothing to train, or an option is not possible.
+        CheckpointError: The run to be resumed is damaged, or another's.
     """
 
     def __init__(
-        self, flow: Flow, train: Sequence[Tensor], held_out: Sequence[Tensor], options: MleOptions
+        self,
+        flow: Flow,
+        train: Sequence[Tensor],
+        held_out: Sequence[Tensor],
+        options: MleOptions,
+        *,
+        same: Mapping[str, JSON],
+        beginning: Tensor,
     ) -> None:
         self._flow, self._options = flow, options
         self._minibatches = Minibatches(train, options.batch_size)
+        self._batches = Batches((), {}, self._minibatches)
         parameters = {n: p for n, p in flow.named_parameters() if p.requires_grad}
         if not parameters:
             raise _checks.refusal(
@@ -64,6 +78,9 @@ class MleRun:
                 flow, self._flat, held_out, len(self._minibatches), options.patience
             )
             self.loop = self._make_loop(list(parameters))
+            self._file = self._make_file(same, beginning)
+            if self._file is not None and options.resume:
+                self._file.restore()
         except BaseException:
             self._flat.release()
             raise
@@ -85,6 +102,22 @@ class MleRun:
             describe=self._describe,
         )
 
+    def _make_file(self, same: Mapping[str, JSON], beginning: Tensor) -> RunFile | None:
+        if self._options.checkpoint is None:
+            return None
+        return RunFile(
+            self._options.checkpoint,
+            self._options.checkpoint_every,
+            self.loop,
+            self._batches,
+            modules={"flow": self._flow},
+            options=same,
+            who=_WHO,
+            kind=KIND,
+            watchers={"held_out": self.held_out},
+            beginning=beginning,
+        )
+
     @property
     def steps_per_epoch(self) -> int:
         """Number of steps of an epoch."""
@@ -101,11 +134,8 @@ class MleRun:
         products = rows * sum(tensor.numel() for tensor in self._flat.tensors)
         try:
             with threads_for(elements=rows * self._flow.event_shape[0], products=products):
-                batches = Batches((), {}, self._minibatches).from_step(0)
                 try:
-                    status, self.reason = self.loop.run(
-                        batches, progress=self._options.progress, after_step=lambda: None
-                    )
+                    status = self._take_steps()
                 finally:
                     self.loop.engine.close()
                 self._choose()
@@ -116,6 +146,15 @@ class MleRun:
             self.reason = f"no better held-out likelihood in {self._options.patience} epochs"
         elif status == "interrupted":
             self.status = "interrupted"
+
+    def _take_steps(self) -> str:
+        if self.held_out.ran_out:
+            # So it had before the break.
+            return "converged"
+        batches = self._batches.from_step(len(self.loop.losses))
+        progress = self._options.progress
+        status, self.reason = take_steps(self.loop, batches, self._file, progress=progress)
+        return status
 
     def _objective(self, batch: Batch) -> Loss:
         loss = -log_likelihood(self._flow, *batch[0]).mean()
@@ -132,11 +171,16 @@ class MleRun:
             self.nll = float(np.nanmean(recent)) if np.isfinite(recent).any() else math.nan
             return
         states = {"average": average, "best": self.held_out.state}
-        scores = {}
-        for name, tensors in states.items():
-            if tensors:
-                self._flat.assign(tensors)
-                scores[name] = self.held_out.score()
+        before, scores = self._flat.copy(), {}
+        try:
+            for name, tensors in states.items():
+                if tensors:
+                    self._flat.assign(tensors)
+                    scores[name] = self.held_out.score()
+        except BaseException:
+            # Ctrl-C, say: no state that was only tried must stay.
+            self._flat.assign(before)
+            raise
         self.state = min(scores, key=lambda name: scores[name])
         self.nll = scores[self.state]
         self._flat.assign(states[self.state])

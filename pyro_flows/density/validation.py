@@ -1,11 +1,13 @@
 """Held-out rows: they say which state is the best, and when to stop."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_flows.checkpoint import JSON
 from pyro_flows.distributions import Flow
 from pyro_flows.infer.engine import FlatParameters
 from pyro_flows.infer.training.loop import StepInfo
@@ -35,7 +37,8 @@ def log_likelihood(flow: Flow, rows: Tensor, context: Tensor | None = None) -> T
 class HeldOut:
     """Score the held-out rows after each epoch, keep the best state, and tell when to stop.
 
-    It is a callback of the loop. A score that is not finite never counts as the best.
+    It is a callback of the loop, and goes into its file. A score that is not finite never counts
+    as the best.
 
     Args:
         flow: The flow.
@@ -84,3 +87,23 @@ class HeldOut:
             return mean_nll(self._flow, self._tensors)
         finally:
             self._flow.train(was_training)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the best state: to save it."""
+        return self.state
+
+    def record(self) -> dict[str, JSON]:
+        """Return the scores and counters: to save them."""
+        return {"scores": self.scores, "since": self._since, "ran_out": self.ran_out}
+
+    def restore(self, tensors: Sequence[Tensor], record: Mapping[str, Any]) -> None:
+        """Go on from what was saved.
+
+        Args:
+            tensors: What :meth:`tensors` returned.
+            record: What :meth:`record` returned.
+        """
+        self.scores = [float(score) for score in record["scores"]]
+        self._since, self.ran_out = int(record["since"]), bool(record["ran_out"])
+        self.best = min(self.scores, default=math.inf)
+        self.state = [tensor.clone() for tensor in tensors]

@@ -46,8 +46,9 @@ class FitOptions:
         for name in ("steps", "particles", "num_importance", "particle_chunk"):
             if getattr(self, name) is not None or name != "particle_chunk":
                 self._set(name, _checks.check_count(_WHO, name, getattr(self, name)))
-        for name in ("clip_norm", "checkpoint_every"):
-            self._set(name, _checks.check_positive(_WHO, name, getattr(self, name)))
+        self._set("clip_norm", _checks.check_positive(_WHO, "clip_norm", self.clip_norm))
+        every = check_checkpoint(_WHO, self.checkpoint, self.checkpoint_every, resume=self.resume)
+        self._set("checkpoint_every", every)
         if isinstance(self.lr, str):
             _checks.check_choice(_WHO, "lr", self.lr, ("search",))
         elif self.lr is not None:
@@ -55,11 +56,8 @@ class FitOptions:
         _checks.check_choice(_WHO, "engine", self.engine, RUNGS)
         self._check_gradient()
         self._check_chunk()
-        self._check_functions()
-        if not isinstance(self.checkpoint, str | os.PathLike | None):
-            raise _refusal("checkpoint to be a path", _checks.describe(self.checkpoint))
-        if self.resume and self.checkpoint is None:
-            raise _refusal("a path as checkpoint, to resume from", "none")
+        functions = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        check_functions(_WHO, self.callbacks, **functions)
         if self.lr is not None and self.optimizer is not None:
             raise _refusal("lr or an optimizer of your own", "both", "Give the optimizer its lr.")
 
@@ -96,22 +94,57 @@ class FitOptions:
                 f"num_importance={self.num_importance}",
             )
 
-    def _check_functions(self) -> None:
-        if not isinstance(self.callbacks, Sequence):
-            raise _refusal(
-                "callbacks to be a list of functions",
-                _checks.describe(self.callbacks),
-                "Pass [function].",
+
+def check_functions(who: str, callbacks: Any, **functions: Any) -> None:
+    """Refuse what cannot be called.
+
+    Args:
+        who: Named in messages.
+        callbacks: Functions, in a list.
+        **functions: Functions by name, or none.
+
+    Raises:
+        DomainError: One of them is no function.
+    """
+    if not isinstance(callbacks, Sequence):
+        raise _checks.refusal(
+            DomainError,
+            who,
+            expected="callbacks to be a list of functions",
+            got=_checks.describe(callbacks),
+            advice="Pass [function].",
+        )
+    named = {**functions, **{f"callbacks[{k}]": each for k, each in enumerate(callbacks)}}
+    for name, value in named.items():
+        if value is not None and not callable(value):
+            raise _checks.refusal(
+                DomainError,
+                who,
+                expected=f"{name} to be a function",
+                got=_checks.describe(value),
+                advice="Pass lambda parameters: torch.optim.SGD(parameters, lr=0.1), for example.",
             )
-        named: dict[str, Any] = {"optimizer": self.optimizer, "scheduler": self.scheduler}
-        named |= {f"callbacks[{k}]": callback for k, callback in enumerate(self.callbacks)}
-        for name, value in named.items():
-            if value is not None and not callable(value):
-                raise _refusal(
-                    f"{name} to be a function",
-                    _checks.describe(value),
-                    "Pass lambda parameters: torch.optim.SGD(parameters, lr=0.1), for example.",
-                )
+
+
+def check_checkpoint(who: str, checkpoint: Any, every: Any, *, resume: bool) -> float:
+    """Refuse what is no file to save a run in; return the seconds between two saves.
+
+    Args:
+        who: Named in messages.
+        checkpoint: A path, or none.
+        every: Seconds between two saves.
+        resume: Whether to go on from the file.
+
+    Raises:
+        DomainError: One of them is not possible.
+    """
+    if not isinstance(checkpoint, str | os.PathLike | None):
+        got = _checks.describe(checkpoint)
+        raise _checks.refusal(DomainError, who, expected="checkpoint to be a path", got=got)
+    if resume and checkpoint is None:
+        expected = "a path as checkpoint, to resume from"
+        raise _checks.refusal(DomainError, who, expected=expected, got="none")
+    return _checks.check_positive(who, "checkpoint_every", every)
 
 
 def _refusal(expected: str, got: str, advice: str = "") -> Exception:

@@ -27,9 +27,8 @@ from pyro_flows.infer.training.objective import VariationalLoss
 from pyro_flows.infer.training.options import FitOptions
 from pyro_flows.infer.training.outcome import Outcome, choose_state, evaluate
 from pyro_flows.infer.training.result import Status
-from pyro_flows.infer.training.run_file import RunFile
+from pyro_flows.infer.training.run_file import RunFile, take_steps
 from pyro_flows.infer.training.schedule import Schedule
-from pyro_flows.infer.training.signals import Termination
 from pyro_flows.infer.training.step_size import search_step_size
 from pyro_flows.infer.training.trainable import trainable
 
@@ -226,25 +225,8 @@ class Run:
         return threads_for(elements=chunk * self._scorer.elements, products=products)
 
     def _steps(self) -> tuple[Status, str]:
-        file, termination = self._file, Termination()
-        if file is None:
-            return self.loop.run(
-                self._from_here(), progress=self._options.progress, after_step=lambda: None
-            )
-
-        def after_step() -> None:
-            if termination.asked:
-                file.save()
-                self.loop.engine.close()
-                termination.obey()
-            file.save_if_due()
-
-        with termination.noted():
-            ending = self.loop.run(
-                self._from_here(), progress=self._options.progress, after_step=after_step
-            )
-            file.save()
-        return ending
+        progress = self._options.progress
+        return take_steps(self.loop, self._from_here(), self._file, progress=progress)
 
     def _from_here(self) -> Any:
         check = partial(check_agreement, self._scorer)
