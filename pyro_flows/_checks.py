@@ -74,6 +74,22 @@ def entries(values: Any) -> list[Any]:
     return list(values) if isinstance(values, Iterable) else []
 
 
+def shortened(value: Any) -> str:
+    """Return the representation of a value, cut where it is too long for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def check_image_shape(who: str, value: Iterable[Any]) -> tuple[int, int, int]:
+    """Return ``value`` as ``(channels, height, width)``."""
+    shape = check_counts(who, "image_shape", value)
+    if len(shape) != 3:
+        raise refusal(
+            ShapeError, who, expected="image_shape of (channels, height, width)", got=f"{shape}"
+        )
+    return shape
+
+
 def check_permutation(who: str, values: Any, *, size: int | None = None) -> list[int]:
     """Return ``values`` as a list that holds each of ``0 ... D-1`` once, ``D`` being ``size``."""
     listed = entries(values)
@@ -99,7 +115,7 @@ def check_mask(who: str, values: Any, input_dim: int) -> list[bool]:
             DomainError,
             who,
             expected=f"a boolean mask of {input_dim} entries, not all of them true",
-            got=f"{listed or values!r}",
+            got=shortened(listed or values),
             advice="Mark with True the coordinates to keep; the others are moved.",
         )
     return flags

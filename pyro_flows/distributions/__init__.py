@@ -3,6 +3,7 @@
 from pyro_flows.distributions.base import BaseDistribution, DistributionModule
 from pyro_flows.distributions.box import Box
 from pyro_flows.distributions.flow import Flow
+from pyro_flows.distributions.logistic import StandardLogistic
 from pyro_flows.distributions.mixture import GaussianMixture
 from pyro_flows.distributions.normal import DiagonalNormal, StandardNormal
 from pyro_flows.distributions.student import StudentT
@@ -14,6 +15,7 @@ __all__ = [
     "DistributionModule",
     "Flow",
     "GaussianMixture",
+    "StandardLogistic",
     "StandardNormal",
     "StudentT",
 ]

@@ -162,7 +162,7 @@ def from_name(name: str, options: Mapping[str, Any]) -> Recipe:
                 who,
                 expected=f"options of {name!r} among {sorted(known)}, with numbers up to "
                 f"{_LARGEST}, texts, booleans or lists of these for values",
-                got=f"{option!r}: {_shortened(value)}",
+                got=f"{option!r}: {_checks.shortened(value)}",
                 advice="Pass the recipe itself instead of its name.",
             )
     return partial(recipe, **options)
@@ -190,8 +190,3 @@ def _is_plain(value: Any) -> bool:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -16,6 +16,7 @@ from pyro_flows.transforms.permute import Permute
 from pyro_flows.transforms.planar import Planar
 from pyro_flows.transforms.polynomial import PolynomialAutoregressive, SumOfSquares
 from pyro_flows.transforms.radial import Radial
+from pyro_flows.transforms.sigmoid import Sigmoid
 from pyro_flows.transforms.spline import (
     CircularSpline,
     ElementwiseSpline,
@@ -62,6 +63,7 @@ __all__ = [
     "Radial",
     "RationalQuadraticSpline",
     "Shift",
+    "Sigmoid",
     "SplineAutoregressive",
     "SplineCoupling",
     "Squeeze",

@@ -12,7 +12,7 @@ from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.transforms.affine import ElementwiseAffine
 from pyro_flows.transforms.base import FlowTransform
 from pyro_flows.transforms.compose import Compose, Inverse, check_transform
-from pyro_flows.transforms.image import Pixelwise, check_image_shape
+from pyro_flows.transforms.image import Pixelwise
 from pyro_flows.transforms.multiscale import Partial
 
 Direction = Literal["forward", "inverse"]
@@ -59,7 +59,9 @@ class ActNorm(Pixelwise):
     def __init__(self, input_dim: int, *, image_shape: Sequence[int] | None = None) -> None:
         who = type(self).__name__
         input_dim = _checks.check_count(who, "input_dim", input_dim)
-        shape = (input_dim, 1, 1) if image_shape is None else check_image_shape(who, image_shape)
+        shape = (input_dim, 1, 1)
+        if image_shape is not None:
+            shape = _checks.check_image_shape(who, image_shape)
         if math.prod(shape) != input_dim:
             raise _checks.refusal(
                 ShapeError,

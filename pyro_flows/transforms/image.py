@@ -14,16 +14,6 @@ from pyro_flows.transforms.linear import LULinear
 from pyro_flows.transforms.permute import Permute
 
 
-def check_image_shape(who: str, value: Sequence[int]) -> tuple[int, int, int]:
-    """Return ``value`` as ``(channels, height, width)``."""
-    shape = _checks.check_counts(who, "image_shape", value)
-    if len(shape) != 3:
-        raise _checks.refusal(
-            ShapeError, who, expected="image_shape of (channels, height, width)", got=f"{shape}"
-        )
-    return shape
-
-
 class Pixelwise(FlowTransform):
     r"""Apply one transform of the channels at every pixel of an image.
 
@@ -52,7 +42,7 @@ class Pixelwise(FlowTransform):
         who = type(self).__name__
         check_transform(who, transform)
         check_real(who, transform)
-        shape = check_image_shape(who, image_shape)
+        shape = _checks.check_image_shape(who, image_shape)
         if transform.input_dim != shape[0]:
             raise _checks.refusal(
                 ShapeError,
@@ -134,7 +124,7 @@ class InvertibleConv1x1(Pixelwise):
         hidden_dims: Sequence[int] = (64, 64),
     ) -> None:
         who = type(self).__name__
-        channels = check_image_shape(who, image_shape)[0]
+        channels = _checks.check_image_shape(who, image_shape)[0]
         _checks.check_choice(who, "start", start, ("identity", "rotation"))
         linear = LULinear(
             channels,
@@ -182,7 +172,7 @@ class Squeeze(Permute):
 
     def __init__(self, image_shape: Sequence[int], *, factor: int = 2) -> None:
         who = type(self).__name__
-        channels, height, width = shape = check_image_shape(who, image_shape)
+        channels, height, width = shape = _checks.check_image_shape(who, image_shape)
         factor = _checks.check_count(who, "factor", factor)
         if height % factor or width % factor:
             raise _checks.refusal(
