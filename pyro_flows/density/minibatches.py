@@ -1,13 +1,15 @@
 """Rows of a table, in shuffled batches of one size."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
+
+Augment = Callable[[Tensor], Tensor]
 
 
 class Minibatches:
@@ -19,6 +21,7 @@ class Minibatches:
     Args:
         tensors: Tensors with the same number of rows.
         batch_size: Rows of a batch; all rows where there are fewer.
+        augment: Returns other rows of the first tensor for those of a batch; none if not given.
 
     Example:
         >>> import torch
@@ -27,8 +30,10 @@ class Minibatches:
         (2, [4, 4])
     """
 
-    def __init__(self, tensors: Sequence[Tensor], batch_size: int) -> None:
-        self._tensors = list(tensors)
+    def __init__(
+        self, tensors: Sequence[Tensor], batch_size: int, augment: Augment | None = None
+    ) -> None:
+        self._tensors, self._augment = list(tensors), augment
         self.num_rows = len(self._tensors[0])
         self.batch_size = min(batch_size, self.num_rows)
 
@@ -39,7 +44,8 @@ class Minibatches:
         order = torch.randperm(self.num_rows).to(self._tensors[0].device)
         for k in range(len(self)):
             rows = order[k * self.batch_size : (k + 1) * self.batch_size]
-            yield tuple(tensor[rows] for tensor in self._tensors)
+            data, *contexts = (tensor[rows] for tensor in self._tensors)
+            yield (data if self._augment is None else self._augment(data), *contexts)
 
 
 def split(who: str, tensors: Sequence[Tensor], share: float) -> tuple[list[Tensor], list[Tensor]]:

@@ -9,12 +9,12 @@ import pyro
 from torch import Tensor
 
 from pyro_flows import _checks
-from pyro_flows.density.minibatches import check_rows, split
+from pyro_flows.density.dequantised import Density, Dequantised
+from pyro_flows.density.minibatches import Augment, check_rows, split
 from pyro_flows.density.options import MleOptions
 from pyro_flows.density.result import MleResult
 from pyro_flows.density.run import MleRun
 from pyro_flows.density.saving import Beginning, to_share
-from pyro_flows.distributions import Flow
 from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.training.loop import Callback
@@ -22,14 +22,14 @@ from pyro_flows.infer.training.options import MakeOptimizer
 from pyro_flows.transforms import initialise_from_data
 
 _WHO = "fit_mle"
-# Where each ActNorm starts; more rows tell little more.
-_ROWS_TO_START = 10_000
+# Of the rows from which each ActNorm starts; more tell little more.
+_ENTRIES_TO_START = 2**20
 
 HeldOutRows = float | Tensor | tuple[Tensor, Tensor] | None
 
 
 def fit_mle(
-    flow: Flow,
+    flow: Density,
     data: Tensor,
     *,
     context: Tensor | None = None,
@@ -40,6 +40,7 @@ def fit_mle(
     weight_decay: float = 0.0,
     patience: int | None = 30,
     clip_norm: float = 10.0,
+    augment: Augment | None = None,
     engine: str = "auto",
     optimizer: MakeOptimizer | None = None,
     callbacks: Sequence[Callback] = (),
@@ -59,7 +60,8 @@ def fit_mle(
     the held-out rows and the average over the last 30 % of the steps are compared on these rows.
 
     Args:
-        flow: The flow, in the dtype and on the device of the data.
+        flow: The flow, in the dtype and on the device of the data; for integers, one that is
+            :class:`~pyro_flows.density.Dequantised`.
         data: Rows, of shape ``(N, D)``.
         context: Of shape ``(N, context_dim)``, for a flow with a context.
         validation: The share of the rows to hold out; or held-out rows, ``(M, D)``, with their
@@ -71,6 +73,7 @@ def fit_mle(
         patience: Epochs without a better held-out likelihood after which to stop; ``None`` goes on
             to the end.
         clip_norm: Largest norm of the gradient, which is scaled down to it.
+        augment: Returns other rows for those of a batch, at each step anew; none if not given.
         engine: ``"auto"``, ``"eager"``, ``"traced"`` or ``"compiled"``.
         optimizer: Returns an optimiser of torch's for the tensors that it is called with.
         callbacks: Called after each step with a :class:`~pyro_flows.infer.StepInfo`; one that
@@ -114,6 +117,7 @@ def fit_mle(
         weight_decay=weight_decay,
         patience=patience,
         clip_norm=clip_norm,
+        augment=augment,
         engine=engine,
         optimizer=optimizer,
         callbacks=callbacks,
@@ -131,7 +135,7 @@ def fit_mle(
         given = validation if validation is None or isinstance(validation, float) else held_out
         same = to_share(options, flow, tensors, given) if options.checkpoint is not None else {}
         if not beginning.goes_on:
-            initialise_from_data(flow.transform, *(tensor[:_ROWS_TO_START] for tensor in train))
+            _start(flow, train)
         run = MleRun(flow, train, held_out, options, same=same, beginning=beginning.state)
         run.take()
     return MleResult(
@@ -150,10 +154,22 @@ def fit_mle(
     )
 
 
-def _checked(flow: Flow, data: Tensor, context: Tensor | None) -> list[Tensor]:
+def _start(flow: Density, train: list[Tensor]) -> None:
+    """Set every ActNorm from some of the rows."""
+    rows, *contexts = (tensor[: max(2, _ENTRIES_TO_START // flow.input_dim)] for tensor in train)
+    points = flow.dequantise(rows)[0] if isinstance(flow, Dequantised) else rows
+    initialise_from_data(flow.transform, points, *contexts)
+
+
+def _checked(flow: Density, data: Tensor, context: Tensor | None) -> list[Tensor]:
     """Return data and context, if any, as rows that the flow takes."""
-    if not isinstance(flow, Flow):
-        raise _checks.refusal(DomainError, _WHO, expected="a Flow", got=_checks.describe(flow))
+    if not isinstance(flow, Density):
+        raise _checks.refusal(
+            DomainError,
+            _WHO,
+            expected="a Flow, or a Dequantised one",
+            got=_checks.describe(flow),
+        )
     tensors = check_rows(_WHO, data, context)
     if data.shape[1:] != flow.event_shape:
         raise _checks.refusal(
@@ -182,7 +198,7 @@ def _check_finite(name: str, tensor: Tensor) -> None:
 
 
 def _split(
-    flow: Flow, tensors: list[Tensor], validation: HeldOutRows
+    flow: Density, tensors: list[Tensor], validation: HeldOutRows
 ) -> tuple[list[Tensor], list[Tensor]]:
     if validation is None:
         return tensors, []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows import _checks
+from pyro_flows.density.minibatches import Augment
 from pyro_flows.infer.engine import RUNGS
 from pyro_flows.infer.training.loop import Callback
 from pyro_flows.infer.training.options import MakeOptimizer, check_checkpoint, check_functions
@@ -25,6 +26,7 @@ class MleOptions:
     weight_decay: float = 0.0
     patience: int | None = 30
     clip_norm: float = 10.0
+    augment: Augment | None = None
     engine: str = "auto"
     optimizer: MakeOptimizer | None = None
     callbacks: Sequence[Callback] = ()
@@ -43,7 +45,7 @@ class MleOptions:
         _checks.check_choice(_WHO, "engine", self.engine, RUNGS)
         every = check_checkpoint(_WHO, self.checkpoint, self.checkpoint_every, resume=self.resume)
         self._set("checkpoint_every", every)
-        check_functions(_WHO, self.callbacks, optimizer=self.optimizer)
+        check_functions(_WHO, self.callbacks, optimizer=self.optimizer, augment=self.augment)
 
     def _set(self, name: str, value: float) -> None:
         """Keep a number as Python's own, which a run file can hold, in place of numpy's."""

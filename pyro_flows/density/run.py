@@ -9,13 +9,13 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.checkpoint import JSON
+from pyro_flows.density.dequantised import Density
 from pyro_flows.density.minibatches import Minibatches
 from pyro_flows.density.options import MleOptions
 from pyro_flows.density.result import Status
 from pyro_flows.density.saving import KIND
 from pyro_flows.density.schedule import CosineSchedule
 from pyro_flows.density.validation import HeldOut, log_likelihood
-from pyro_flows.distributions import Flow
 from pyro_flows.errors import DomainError
 from pyro_flows.infer.engine import Batch, Engine, FlatParameters, Loss, StepFunction
 from pyro_flows.infer.threads import threads_for
@@ -52,7 +52,7 @@ class MleRun:
 
     def __init__(
         self,
-        flow: Flow,
+        flow: Density,
         train: Sequence[Tensor],
         held_out: Sequence[Tensor],
         options: MleOptions,
@@ -61,7 +61,7 @@ class MleRun:
         beginning: Tensor,
     ) -> None:
         self._flow, self._options = flow, options
-        self._minibatches = Minibatches(train, options.batch_size)
+        self._minibatches = Minibatches(train, options.batch_size, options.augment)
         self._batches = Batches((), {}, self._minibatches)
         parameters = {n: p for n, p in flow.named_parameters() if p.requires_grad}
         if not parameters:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows.checkpoint import JSON
-from pyro_flows.distributions import Flow
+from pyro_flows.density.dequantised import Density
 from pyro_flows.infer.engine import FlatParameters
 from pyro_flows.infer.training.loop import StepInfo
 
@@ -16,7 +16,7 @@ _ROWS_AT_ONCE = 2**15
 
 
 @torch.no_grad()
-def mean_nll(flow: Flow, tensors: Sequence[Tensor]) -> float:
+def mean_nll(flow: Density, tensors: Sequence[Tensor]) -> float:
     """Return the mean negative log-likelihood of some rows, in nats; infinity where it is NaN.
 
     Args:
@@ -29,7 +29,7 @@ def mean_nll(flow: Flow, tensors: Sequence[Tensor]) -> float:
     return math.inf if math.isnan(nll) else nll
 
 
-def log_likelihood(flow: Flow, rows: Tensor, context: Tensor | None = None) -> Tensor:
+def log_likelihood(flow: Density, rows: Tensor, context: Tensor | None = None) -> Tensor:
     """Return the log-density of each row."""
     return (flow if context is None else flow.condition(context)).log_prob(rows)
 
@@ -56,7 +56,7 @@ class HeldOut:
 
     def __init__(
         self,
-        flow: Flow,
+        flow: Density,
         flat: FlatParameters,
         tensors: Sequence[Tensor],
         steps_per_epoch: int,

@@ -8,6 +8,7 @@ planar transforms, which bend a single coordinate.
 from pyro_flows.flows._options import Recipe
 from pyro_flows.flows.autoregressive import iaf, maf
 from pyro_flows.flows.coupling import nice, realnvp
+from pyro_flows.flows.image import glow, nice_image, realnvp_image
 from pyro_flows.flows.monotone import bnaf, naf, nsf, sospf
 from pyro_flows.flows.registry import find, register
 from pyro_flows.flows.residual import planar, radial, sylvester
@@ -16,14 +17,17 @@ __all__ = [
     "Recipe",
     "bnaf",
     "find",
+    "glow",
     "iaf",
     "maf",
     "naf",
     "nice",
+    "nice_image",
     "nsf",
     "planar",
     "radial",
     "realnvp",
+    "realnvp_image",
     "register",
     "sospf",
     "sylvester",
