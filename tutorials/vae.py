@@ -232,7 +232,7 @@ def draw_pictures(vaes, held_out, height, out):
         return vae.likelihood(vae.decoder(z)).mean.reshape(-1, height, width)
 
     first, *_, last = vaes
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.9), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.75), layout="constrained")
     for ax, name in zip(axes, (first, last), strict=True):
         pf.plots.plot_images(images(vaes[name], vaes[name].prior.sample((64,))), columns=8, ax=ax)
         ax.set_title(f"draws: {name}")
