@@ -229,6 +229,7 @@ def grid_moments(log_density, lows, highs, num=300):
     return mean, (weights * (points - mean).square()).sum(0).sqrt(), mass
 
 
+@pytest.mark.slow
 def test_posterior_under_two_moons_is_that_on_a_grid():
     """One observation at the top of the upper moon, far from the lower one."""
     prior, y = moons_prior(), torch.tensor([[0.0, 1.2]])
