@@ -61,7 +61,9 @@ def test_foreign_files_are_refused(saved):
     """FAULTS 71, 79: that of a fit of a guide among them, which refuses that of a density."""
     y = normal_data()
     guide = guide_for(normal_model, y)
-    with pytest.raises(CheckpointError, match=r"of kind 'run' in .*; got one of kind 'maximum-lik"):
+    with pytest.raises(
+        CheckpointError, match=r"of kind 'run' in .*; got one of kind 'maximum-lik"
+    ):
         pf.fit(normal_model, guide, y, steps=2, checkpoint=saved, resume=True, progress=False)
     pf.fit(normal_model, guide, y, steps=2, checkpoint=saved, progress=False)
     assert_refused(saved, "of kind 'maximum-likelihood run' in .*; got one of kind 'run'")

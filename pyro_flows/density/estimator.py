@@ -1,7 +1,6 @@
 """A density estimator with scikit-learn's conventions."""
 
-import importlib
-import inspect
+import logging
 from typing import Any
 
 import numpy as np
@@ -9,34 +8,33 @@ import torch
 from torch import Tensor
 
 from pyro_flows import _checks, flows
+from pyro_flows.density.contexts import StandardisedContext, context_scaling
+from pyro_flows.density.conventions import Conventions, as_seed
 from pyro_flows.density.minibatches import check_rows, split
 from pyro_flows.density.mle import fit_mle
-from pyro_flows.density.preparation import (
-    WAYS,
-    as_table,
-    check_columns,
-    complete_rows,
-    scaling,
-)
+from pyro_flows.density.preparation import WAYS, check_columns, scaling
 from pyro_flows.density.result import MleResult
-from pyro_flows.density.validation import log_likelihood
+from pyro_flows.density.tables import Columns, as_table, columns_of, complete_rows
+from pyro_flows.density.validation import ROWS_AT_ONCE, log_likelihood
 from pyro_flows.distributions import Flow
-from pyro_flows.errors import DomainError, ShapeError
+from pyro_flows.errors import NonFiniteError, ShapeError
 from pyro_flows.infer.random import seeded
+
+logger = logging.getLogger("pyro_flows")
 
 _WHO = "FlowDensity"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_ROWS_AT_ONCE = 2**15
 
 
-class FlowDensity:
+class FlowDensity(Conventions):
     r"""Estimate the density of the rows of a table by a flow.
 
     .. math:: \log q(x \mid c) = \log p_0(\epsilon) - \log |\det \partial x / \partial \epsilon|
 
     It follows scikit-learn's conventions and works in its ``Pipeline``, ``GridSearchCV`` and
     ``clone``, without needing that library. Columns are standardised by the rows that are trained
-    on; densities are those of the data as they are, the standardisation's Jacobian included.
+    on, those of a context as well; densities are those of the data as they are, the
+    standardisation's Jacobian included, given the contexts as they are.
 
     Args:
         flow: Name of a recipe (:mod:`pyro_flows.flows`), or a function ``(input_dim, *,
@@ -53,17 +51,21 @@ class FlowDensity:
         num_starts: Number of fits, of which the best on the held-out rows is kept.
         dtype: ``"float32"`` or ``"float64"``.
         engine: How steps run, as in :func:`~pyro_flows.density.fit_mle`.
-        random_state: Seeds parameters, split, order and noise.
+        random_state: Seeds parameters, split, order and noise: a count, or a generator of numpy's,
+            which a seed is drawn from; by torch's global random state if not given.
         progress: Whether to show a progress bar.
 
     Attributes:
         flow_: The fitted flow, over the data as they are.
         result_: How the fit went: an :class:`~pyro_flows.density.MleResult`.
         n_features_in_: Number of columns.
+        feature_names_in_: Their names, where the rows came as a data frame with names.
+        context_names_in_: Those of the context, where it did.
 
     Raises:
-        DomainError: On fitting: an argument or the table is not possible.
-        NonFiniteError: On fitting: the table holds NaN or infinities.
+        DomainError: On fitting: an argument or the table is not possible. Every error about a
+            table is a ``ValueError`` as well.
+        NonFiniteError: On fitting and scoring: the table holds NaN or infinities.
 
     Reference:
         Papamakarios, Nalisnick, Rezende, Mohamed & Lakshminarayanan (2021), *Normalizing flows for
@@ -93,7 +95,7 @@ class FlowDensity:
         num_starts: int = 1,
         dtype: str = "float32",
         engine: str = "auto",
-        random_state: int | None = None,
+        random_state: Any = None,
         progress: bool = False,
     ) -> None:
         self.flow, self.standardise, self.dequantise = flow, standardise, dequantise
@@ -102,52 +104,6 @@ class FlowDensity:
         self.weight_decay, self.patience, self.num_starts = weight_decay, patience, num_starts
         self.dtype, self.engine, self.random_state = dtype, engine, random_state
         self.progress = progress
-
-    @classmethod
-    def _names(cls) -> list[str]:
-        return list(inspect.signature(cls).parameters)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the arguments, by name.
-
-        Args:
-            deep: Not used; there are no estimators inside.
-        """
-        return {name: getattr(self, name) for name in self._names()}
-
-    def set_params(self, **params: Any) -> "FlowDensity":
-        """Set arguments by name, and return the estimator.
-
-        Args:
-            **params: Those of the constructor.
-
-        Raises:
-            DomainError: There is no such argument.
-        """
-        for name, value in params.items():
-            setattr(self, _checks.check_choice(_WHO, "a parameter", name, self._names()), value)
-        return self
-
-    def __repr__(self) -> str:
-        defaults = inspect.signature(type(self)).parameters
-        changed = [
-            f"{name}={value!r}"
-            for name, value in self.get_params().items()
-            if value is not defaults[name].default and value != defaults[name].default
-        ]
-        return f"FlowDensity({', '.join(changed)})"
-
-    def __sklearn_tags__(self) -> Any:
-        # Called by scikit-learn alone, so that it is there.
-        tags: Any = importlib.import_module("sklearn.utils")
-        return tags.Tags(
-            estimator_type="density_estimator",
-            target_tags=tags.TargetTags(required=False),
-            input_tags=tags.InputTags(),
-        )
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "flow_")
 
     def fit(self, X: Any, y: Any = None, context: Any = None) -> "FlowDensity":
         """Fit the flow to the rows of a table, and return the estimator.
@@ -159,16 +115,47 @@ class FlowDensity:
         """
         _checks.check_choice(_WHO, "standardise", self.standardise, WAYS)
         num_starts = _checks.check_count(_WHO, "num_starts", self.num_starts)
-        tables = self._tables(X, context)
-        tables = complete_rows(_WHO, tables, drop_missing=self.drop_missing)
-        with seeded(_WHO, self._seed()):
+        tables, columns = self._tables(X, context)
+        tables = complete_rows(
+            _WHO,
+            tables,
+            drop_missing=self.drop_missing,
+            advice="Pass drop_missing=True to drop those rows.",
+        )
+        with seeded(_WHO, as_seed(_WHO, self.random_state)):
             tables = self._dequantised(tables)
             train, held_out = split(_WHO, tables, self.validation)
+            # A million rows need not be there twice.
+            del tables
             check_columns(_WHO, train[0])
-            fits = [self._one_fit(train, held_out) for _ in range(num_starts)]
-        self.flow_, self.result_ = min(fits, key=lambda fit: fit[1].nll)
-        self.n_features_in_ = tables[0].shape[1]
+            self.flow_, self.result_ = self._best(train, held_out, num_starts)
+        self._keep_columns(columns)
         return self
+
+    def _best(
+        self, train: list[Tensor], held_out: list[Tensor], num_starts: int
+    ) -> tuple[Flow, MleResult]:
+        """Return the fit of the highest likelihood of the held-out rows."""
+        fits = []
+        for k in range(1, num_starts + 1):
+            try:
+                fits.append(self._one_fit(train, held_out))
+            except NonFiniteError as error:
+                if k == num_starts and not fits:
+                    raise
+                logger.warning("%s: start %d of %d failed. %s", _WHO, k, num_starts, error)
+        return min(fits, key=lambda fit: fit[1].nll)
+
+    def _keep_columns(self, columns: list[Columns]) -> None:
+        self._columns = columns
+        self.n_features_in_ = columns[0].num
+        names = {"feature_names_in_": columns[0].names}
+        names["context_names_in_"] = columns[1].names if len(columns) > 1 else None
+        for attribute, its in names.items():
+            # Those of an earlier fit must not stay.
+            vars(self).pop(attribute, None)
+            if its is not None:
+                setattr(self, attribute, np.array(its, dtype=object))
 
     def score_samples(self, X: Any, context: Any = None) -> np.ndarray:
         """Return the log-density of each row, in nats, of shape ``(N,)``.
@@ -178,15 +165,15 @@ class FlowDensity:
             context: Of shape ``(N, C)``, where the flow was fitted with one.
 
         Raises:
-            DomainError: The estimator is not fitted.
-            ShapeError: There are other columns than it was fitted to.
+            DomainError: The estimator is not fitted, or columns have other names.
+            NonFiniteError: There are NaN or infinities.
+            ShapeError: There are more or fewer columns than it was fitted to, or the context is
+                missing or not wanted.
         """
-        flow = self._fitted()
-        tables = self._tables(X, context)
-        self._check_columns(tables)
-        with seeded(_WHO, self._seed()), torch.no_grad():
-            chunks = zip(*(t.split(_ROWS_AT_ONCE) for t in self._dequantised(tables)), strict=True)
-            scores = [log_likelihood(flow, *chunk) for chunk in chunks]
+        tables = self._known_tables(X, context)
+        with seeded(_WHO, as_seed(_WHO, self.random_state)), torch.no_grad():
+            chunks = zip(*(t.split(ROWS_AT_ONCE) for t in self._dequantised(tables)), strict=True)
+            scores = [log_likelihood(self.flow_, *chunk) for chunk in chunks]
         return torch.cat(scores).double().numpy()
 
     def score(self, X: Any, y: Any = None, context: Any = None) -> float:
@@ -200,27 +187,45 @@ class FlowDensity:
         return float(self.score_samples(X, context).mean())
 
     def sample(
-        self, n_samples: int = 1, context: Any = None, random_state: int | None = None
+        self, n_samples: int | None = None, context: Any = None, random_state: Any = None
     ) -> np.ndarray:
         """Return draws, of shape ``(n_samples, D)``.
 
         Args:
-            n_samples: Number of draws; with a context, as many as it has rows.
-            context: Of shape ``(n_samples, C)``, where the flow was fitted with one.
+            n_samples: Number of draws; one, or one for each row of the context, if not given.
+            context: Of shape ``(n_samples, C)``, or a single row for all draws, where the flow was
+                fitted with one.
             random_state: Seeds the draws, and leaves the global random state alone.
+
+        Raises:
+            DomainError: The estimator is not fitted.
+            ShapeError: The context is missing or not wanted, or has another number of rows.
         """
-        flow = self._fitted()
+        self._check_fitted()
+        contexts = self._known_context(context)
+        default = 1 if contexts is None else len(contexts)
+        n_samples = default if n_samples is None else n_samples
         n_samples = _checks.check_count(_WHO, "n_samples", n_samples)
-        with seeded(_WHO, random_state), torch.no_grad():
-            if not flow.context_dim:
-                draws = flow.sample((n_samples,))
+        if contexts is not None and len(contexts) not in (1, n_samples):
+            raise _checks.refusal(
+                ShapeError,
+                _WHO,
+                expected=f"a context of {n_samples} rows, one for each draw, or of one",
+                got=f"{len(contexts)}",
+            )
+        with seeded(_WHO, as_seed(_WHO, random_state)), torch.no_grad():
+            if contexts is None:
+                draws = self.flow_.sample((n_samples,))
             else:
-                table = as_table(_WHO, "context", context, self._dtype())
-                draws = flow.condition(table).sample()
+                draws = self.flow_.condition(contexts.expand(n_samples, -1)).sample()
         return np.asarray(draws.floor() if self.dequantise else draws)
 
     def _one_fit(self, train: list[Tensor], held_out: list[Tensor]) -> tuple[Flow, MleResult]:
         flow = self._build(train)
+        outer: StandardisedContext | None = None
+        if len(train) > 1:
+            outer = StandardisedContext(flow, **context_scaling(_WHO, self.standardise, train[1]))
+            train, held_out = ([t[0], outer.standardised(t[1])] for t in (train, held_out))
         result = fit_mle(
             flow,
             train[0],
@@ -234,7 +239,7 @@ class FlowDensity:
             engine=self.engine,
             progress=self.progress,
         )
-        return flow.eval(), result
+        return (flow if outer is None else outer).eval(), result
 
     def _build(self, train: list[Tensor]) -> Flow:
         recipe, dim = flows.find(self.flow), train[0].shape[1]
@@ -251,11 +256,43 @@ class FlowDensity:
         outer = scaling(_WHO, self.standardise, train[0])
         return inner if outer is None else Flow([inner.transform, outer], base=inner.base_dist)
 
-    def _tables(self, X: Any, context: Any) -> list[Tensor]:
-        tables = [as_table(_WHO, "X", X, self._dtype())]
-        if context is not None:
-            tables.append(as_table(_WHO, "context", context, self._dtype()))
-        return check_rows(_WHO, tables[0], tables[1] if len(tables) > 1 else None)
+    def _tables(self, X: Any, context: Any) -> tuple[list[Tensor], list[Columns]]:
+        given = {"X": X} if context is None else {"X": X, "context": context}
+        tables = [as_table(_WHO, name, values, self._dtype()) for name, values in given.items()]
+        tables = check_rows(_WHO, tables[0], tables[1] if len(tables) > 1 else None)
+        pairs = zip(given.values(), tables, strict=True)
+        return tables, [columns_of(values, table) for values, table in pairs]
+
+    def _known_tables(self, X: Any, context: Any) -> list[Tensor]:
+        """Return tables of the columns that the estimator was fitted to, without gaps."""
+        self._check_fitted()
+        tables, columns = self._tables(X, context)
+        self._columns[0].check(_WHO, "X", columns[0])
+        self._check_context(columns[1:])
+        advice = "Drop those rows, or fill them in; they have no density."
+        return complete_rows(_WHO, tables, drop_missing=False, advice=advice)
+
+    def _known_context(self, context: Any) -> Tensor | None:
+        if context is None:
+            self._check_context([])
+            return None
+        table = as_table(_WHO, "context", context, self._dtype())
+        self._check_context([columns_of(context, table)])
+        return complete_rows(_WHO, [table], drop_missing=False)[0]
+
+    def _check_context(self, theirs: list[Columns]) -> None:
+        ours = self._columns[1:]
+        if len(ours) != len(theirs):
+            wanted = f"a context of {ours[0].num} columns" if ours else "no context"
+            raise _checks.refusal(
+                ShapeError,
+                _WHO,
+                expected=f"{wanted}, as it was fitted",
+                got=f"one of {theirs[0].num} columns" if theirs else "none",
+                advice="Pass context=..." if ours else "Leave it out, or fit with one.",
+            )
+        for its, other in zip(ours, theirs, strict=True):
+            its.check(_WHO, "context", other)
 
     def _dequantised(self, tables: list[Tensor]) -> list[Tensor]:
         if not self.dequantise:
@@ -266,28 +303,3 @@ class FlowDensity:
 
     def _dtype(self) -> torch.dtype:
         return _DTYPES[_checks.check_choice(_WHO, "dtype", self.dtype, tuple(_DTYPES))]
-
-    def _seed(self) -> int | None:
-        return self.random_state
-
-    def _fitted(self) -> Flow:
-        flow: Flow | None = getattr(self, "flow_", None)
-        if flow is None:
-            raise _checks.refusal(
-                DomainError,
-                _WHO,
-                expected="a fitted estimator",
-                got="one that was not fitted",
-                advice="Call fit(X) first.",
-            )
-        return flow
-
-    def _check_columns(self, tables: list[Tensor]) -> None:
-        columns = tables[0].shape[1]
-        if columns != self.n_features_in_:
-            raise _checks.refusal(
-                ShapeError,
-                _WHO,
-                expected=f"X of {self.n_features_in_} columns, as it was fitted to",
-                got=f"{columns}",
-            )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +61,7 @@ def split(who: str, tensors: Sequence[Tensor], share: float) -> tuple[list[Tenso
         DomainError: The share is not possible, or there is a single row.
     """
     num_rows = len(tensors[0])
-    if isinstance(share, bool) or not 0.0 < share < 1.0:
+    if not _is_share(share):
         raise _checks.refusal(
             DomainError,
             who,
@@ -73,12 +74,17 @@ def split(who: str, tensors: Sequence[Tensor], share: float) -> tuple[list[Tenso
             DomainError,
             who,
             expected="at least two rows, one of them to be held out",
-            got=f"{num_rows}",
-            advice="Pass more rows, or validation=None.",
+            got="1 sample",
+            advice="Pass more rows.",
         )
     held_out = min(max(1, math.floor(share * num_rows)), num_rows - 1)
     order = torch.randperm(num_rows).to(tensors[0].device)
     return [t[order[held_out:]] for t in tensors], [t[order[:held_out]] for t in tensors]
+
+
+def _is_share(value: object) -> bool:
+    numbers = float | np.floating
+    return isinstance(value, numbers) and 0.0 < float(value) < 1.0
 
 
 def check_rows(who: str, data: Tensor, context: Tensor | None) -> list[Tensor]:

@@ -1,14 +1,15 @@
 """What is done to a table before a flow sees it, as a part of the density."""
 
 import logging
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_flows import _checks
-from pyro_flows.errors import DomainError, NonFiniteError
+from pyro_flows.density.repeats import num_different
+from pyro_flows.errors import DomainError
 from pyro_flows.transforms import ElementwiseAffine, FlowTransform, LowerTriangularAffine
 
 logger = logging.getLogger("pyro_flows")
@@ -17,62 +18,10 @@ WAYS = ("sd", "robust", "whiten", "none")
 # A quartile of the standard normal.
 _QUARTILE = 0.6745
 _MOST_NAMED = 10
-
-
-def as_table(who: str, name: str, values: Any, dtype: torch.dtype) -> Tensor:
-    """Return numbers of any kind as a tensor of rows and columns.
-
-    Args:
-        who: The caller, for the errors' messages.
-        name: What the numbers are.
-        values: An array, a tensor, or what numpy makes one of.
-        dtype: The dtype of the result.
-
-    Raises:
-        DomainError: They are no table of real numbers.
-    """
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.ndim != 2 or array.dtype.kind not in "fiub":
-        raise _checks.refusal(
-            DomainError,
-            who,
-            expected=f"{name} to be a table of real numbers, one row for each observation",
-            got=f"an array of shape {array.shape} and dtype {array.dtype}",
-            advice="Reshape a single column with values.reshape(-1, 1)."
-            if array.ndim == 1
-            else "",
-        )
-    return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
-
-
-def complete_rows(who: str, tables: list[Tensor], *, drop_missing: bool) -> list[Tensor]:
-    """Return the rows without NaN and infinities.
-
-    Args:
-        who: The caller, for the errors' messages.
-        tables: Tables with the same number of rows: data, and contexts, if any.
-        drop_missing: Whether to drop the others, with a line in the log.
-
-    Raises:
-        NonFiniteError: There are others, and they are not to be dropped.
-    """
-    table = torch.cat(tables, 1)
-    bad = ~table.isfinite()
-    rows = bad.any(1)
-    if not bool(rows.any()):
-        return tables
-    counts = bad.sum(0)
-    named = [f"{int(counts[k])} in column {k}" for k in counts.nonzero().flatten()[:_MOST_NAMED]]
-    if not drop_missing:
-        raise _checks.refusal(
-            NonFiniteError,
-            who,
-            expected="numbers without NaN and infinities",
-            got=f"{', '.join(named)}, of {len(table)} rows",
-            advice="Pass drop_missing=True to drop those rows.",
-        )
-    logger.warning("%s: dropped %d rows with NaN or infinities", who, int(rows.sum()))
-    return [each[~rows] for each in tables]
+# In double precision, a long table is gone through in pieces.
+_ROWS_AT_ONCE = 2**16
+# The rounding of a number that is told of, as a share of its column's scale.
+_COARSE = 1e-3
 
 
 def check_columns(who: str, data: Tensor) -> None:
@@ -83,26 +32,30 @@ def check_columns(who: str, data: Tensor) -> None:
         data: The rows to train on.
 
     Raises:
-        DomainError: A column is constant.
+        DomainError: A column is constant, or there is a single row.
     """
-    constant = (data == data[0]).all(0).nonzero().flatten().tolist()
+    if len(data) < 2:
+        expected = "at least two rows to train on"
+        raise _checks.refusal(DomainError, who, expected=expected, got="1 sample")
+    columns = data.unbind(1)
+    constant = [k for k, column in enumerate(columns) if bool((column == column[0]).all())]
     if constant:
         raise _checks.refusal(
             DomainError,
             who,
-            expected="columns that vary",
-            got=f"constant ones: {', '.join(map(str, constant[:_MOST_NAMED]))}",
+            expected=f"columns that vary, in {str(data.dtype).removeprefix('torch.')}",
+            got=f"constant ones: {_listed(constant)}",
             advice="Drop them.",
         )
-    integers = (data == data.round()).all(0).nonzero().flatten().tolist()
+    integers = [k for k, column in enumerate(columns) if bool((column == column.round()).all())]
     if integers:
         logger.warning(
             "%s: columns %s hold integers, on which a density grows without bound; "
             "dequantise=True adds uniform noise",
             who,
-            ", ".join(map(str, integers[:_MOST_NAMED])),
+            _listed(integers),
         )
-    different = len(data.unique(dim=0))
+    different = num_different([data])
     if different < len(data):
         logger.warning(
             "%s: %d of %d rows repeat others, on which a density can grow without bound",
@@ -120,43 +73,92 @@ def scaling(who: str, way: str, data: Tensor) -> FlowTransform | None:
         way: ``"sd"``: by means and sds; ``"robust"``: by medians and quartiles; ``"whiten"``: by
             the mean and the Cholesky factor of the covariance.
         data: The rows to train on.
+
+    Raises:
+        DomainError: The numbers are too large for their scale, or their covariance, to be finite.
     """
     if way == "none":
         return None
-    wide = data.double()
     transform: FlowTransform
     if way == "whiten":
-        loc = wide.mean(0)
-        scale_tril = _factor(wide - loc)
+        loc, scale_tril = _mean(data), _factor(who, data)
         transform = LowerTriangularAffine(data.shape[1], loc=loc, scale_tril=scale_tril)
     else:
-        loc, scale = _robust(wide) if way == "robust" else (wide.mean(0), wide.std(0))
+        loc, scale = location_and_scale(way, data)
+        _warn_of_rounding(who, data.dtype, loc, scale)
         transform = ElementwiseAffine(data.shape[1], loc=loc, scale=scale)
     transform = transform.to(data.dtype).requires_grad_(False)
     _warn_of_merged(who, data, transform)
     return transform
 
 
-def _factor(centred: Tensor) -> Tensor:
-    covariance = centred.T @ centred / max(len(centred) - 1, 1)
+def location_and_scale(way: str, data: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the middle and the width of each column, in double precision.
+
+    Args:
+        way: ``"robust"``: medians and quartiles, and the sd of a column whose quartiles are the
+            same; else means and sds.
+        data: Of shape ``(N, D)``.
+    """
+    loc = _mean(data)
+    squares = (((chunk - loc.numpy()) ** 2).sum(0) for chunk in _in_double(data))
+    sd = torch.from_numpy(np.sqrt(sum(squares) / max(len(data) - 1, 1)))
+    if way != "robust":
+        return loc, sd
+    columns = (column.double().numpy() for column in data.unbind(1))
+    quartiles = np.stack([np.quantile(column, [0.25, 0.5, 0.75]) for column in columns])
+    low, middle, high = torch.from_numpy(quartiles).unbind(1)
+    scale = (high - low) / (2 * _QUARTILE)
+    return middle, torch.where(scale > 0, scale, sd)
+
+
+# By numpy: its sums are the same whatever the number of threads.
+def _mean(data: Tensor) -> Tensor:
+    return torch.from_numpy(sum(chunk.sum(0) for chunk in _in_double(data)) / len(data))
+
+
+def _in_double(data: Tensor) -> Iterator[np.ndarray]:
+    for chunk in data.split(_ROWS_AT_ONCE):
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield chunk.double().numpy()
+
+
+def _factor(who: str, data: Tensor) -> Tensor:
+    loc = _mean(data).numpy()
+    products = ((chunk - loc).T @ (chunk - loc) for chunk in _in_double(data))
+    covariance = torch.from_numpy(sum(products) / max(len(data) - 1, 1))
     # Columns that nearly depend on one another leave a factor that is nearly singular.
     ridge = 1e-8 * covariance.diagonal().diag()
-    return torch.linalg.cholesky(covariance + ridge)
+    factor, failed = torch.linalg.cholesky_ex(covariance + ridge)
+    if int(failed):
+        raise _checks.refusal(
+            DomainError,
+            who,
+            expected="a covariance of the columns that can be factored",
+            got="one that is not finite, or not positive",
+            advice="Pass standardise='sd'.",
+        )
+    return factor
 
 
-def _robust(data: Tensor) -> tuple[Tensor, Tensor]:
-    low, middle, high = torch.tensor(
-        np.quantile(data.numpy(), [0.25, 0.5, 0.75], axis=0), dtype=data.dtype
-    )
-    scale = (high - low) / (2 * _QUARTILE)
-    return middle, torch.where(scale > 0, scale, data.std(0))
+def _warn_of_rounding(who: str, dtype: torch.dtype, loc: Tensor, scale: Tensor) -> None:
+    """Warn where columns lie so far from zero that little of their spread is left."""
+    coarse = (loc.abs() * torch.finfo(dtype).eps > _COARSE * scale).nonzero().flatten().tolist()
+    if coarse:
+        logger.warning(
+            "%s: columns %s lie so far from zero that %s rounds their spread to less than three "
+            "digits; subtract a constant, or pass dtype='float64'",
+            who,
+            _listed(coarse),
+            str(dtype).removeprefix("torch."),
+        )
 
 
+@torch.no_grad()
 def _warn_of_merged(who: str, data: Tensor, transform: FlowTransform) -> None:
     """Warn where outliers make the scale so wide that different rows become the same."""
-    with torch.no_grad():
-        after = len(transform.inv(data).unique(dim=0))
-    before = len(data.unique(dim=0))
+    after = num_different(transform.inv(chunk) for chunk in data.split(_ROWS_AT_ONCE))
+    before = num_different([data])
     if after < before:
         logger.warning(
             "%s: scaled by outliers, %d different rows become %d; standardise='robust', or "
@@ -165,3 +167,8 @@ def _warn_of_merged(who: str, data: Tensor, transform: FlowTransform) -> None:
             before,
             after,
         )
+
+
+def _listed(columns: list[int]) -> str:
+    more = f" and {len(columns) - _MOST_NAMED} more" if len(columns) > _MOST_NAMED else ""
+    return ", ".join(map(str, columns[:_MOST_NAMED])) + more
