@@ -120,7 +120,9 @@ def as_table(who: str, name: str, values: Any, dtype: torch.dtype) -> Tensor:
         )
     # What overflows becomes infinite, which is told of later. A tensor must be writable.
     with np.errstate(over="ignore"):
-        return torch.from_numpy(np.require(array, _NUMPY[dtype], ["C", "W"]))
+        array = np.require(array, _NUMPY[dtype], ["C", "W"])
+    # A single row may be in order and yet go backwards, which torch does not take.
+    return torch.from_numpy(array if min(array.strides) > 0 else array.copy())
 
 
 def _as_array(who: str, name: str, values: Any) -> Any:
