@@ -166,3 +166,39 @@ def test_held_out_likelihood_that_is_infinite_is_never_the_best():
     result = pf.density.fit_mle(flow, data, **options)
     assert np.isinf(result.validation).tolist() == [k == 1 for k in range(5)]
     assert math.isfinite(result.nll)
+
+
+def stopped(monkeypatch, step):
+    """Let the next fit end after a step, as if its process had been."""
+
+    def stops(*args, **options):
+        monkeypatch.setattr(estimator, "fit_mle", original)
+        return original(*args, callbacks=[lambda info: info.step == step], **options)
+
+    original = estimator.fit_mle
+    monkeypatch.setattr(estimator, "fit_mle", stops)
+
+
+def test_fit_in_two_parts_is_the_fit_in_one(tmp_path, monkeypatch):
+    """FAULTS 69: rows, scales and permutations of a second estimator are those of the first."""
+    options = {"epochs": 6, "random_state": 0, "batch_size": 50}
+    rows, context = X[:, :2], X[:, 2:]
+    whole = fast(**options).fit(rows, context=context)
+    stopped(monkeypatch, 8)
+    part = fast(**options).fit(rows, context=context, checkpoint=tmp_path / "run")
+    assert part.result_.steps == 8
+    torch.randperm(3)
+    saving = {"checkpoint": tmp_path / "run", "resume": True}
+    resumed = fast(**options).fit(rows, context=context, **saving)
+    np.testing.assert_array_equal(resumed.result_.losses, whole.result_.losses)
+    ours, theirs = (each.score_samples(rows, context=context) for each in (resumed, whole))
+    np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(pf.errors.CheckpointError, match="data='"):
+        fast(**{**options, "random_state": 1}).fit(rows, context=context, **saving)
+
+
+@pytest.mark.parametrize("options", [{"num_starts": 2, "random_state": 0}, {}])
+def test_fit_that_could_not_be_repeated_is_not_saved(options, tmp_path):
+    """FAULTS 69."""
+    with pytest.raises(pf.DomainError, match="num_starts=1 and a count as random_state"):
+        fast(**options).fit(X, checkpoint=tmp_path / "run")

@@ -122,7 +122,7 @@ def test_outliers_that_merge_rows_are_warned_of_and_quartiles_keep_rows_apart(wa
     table = torch.tensor(rows, dtype=torch.float32)
     middle = table[(table > table.quantile(0.25)) & (table < table.quantile(0.75))][:, None]
     different = [
-        num_different([scaling("test", way, table).inv(middle).detach()])
+        num_different([scaling("test", way, table, 2000).inv(middle).detach()])
         for way in ("sd", "robust")
     ]
     assert different[0] < 100

@@ -1,6 +1,7 @@
 """A density estimator with scikit-learn's conventions."""
 
 import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from pyro_flows.density.result import MleResult
 from pyro_flows.density.tables import Columns, as_table, columns_of, complete_rows
 from pyro_flows.density.validation import ROWS_AT_ONCE, log_likelihood
 from pyro_flows.distributions import Flow
-from pyro_flows.errors import NonFiniteError, ShapeError
+from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer.random import seeded
+from pyro_flows.transforms import FlowTransform
 
 logger = logging.getLogger("pyro_flows")
 
@@ -105,16 +107,29 @@ class FlowDensity(Conventions):
         self.dtype, self.engine, self.random_state = dtype, engine, random_state
         self.progress = progress
 
-    def fit(self, X: Any, y: Any = None, context: Any = None) -> "FlowDensity":
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        context: Any = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+    ) -> "FlowDensity":
         """Fit the flow to the rows of a table, and return the estimator.
 
         Args:
             X: Rows, of shape ``(N, D)``: an array, a tensor, or a data frame.
             y: Not used, as scikit-learn's conventions want it.
             context: What each row is given, of shape ``(N, C)``.
+            checkpoint: A file to save the run in, as in :func:`~pyro_flows.density.fit_mle`; for
+                one start from a ``random_state`` that is a count.
+            resume: Whether to go on from ``checkpoint``, if there is such a file.
         """
         _checks.check_choice(_WHO, "standardise", self.standardise, WAYS)
         num_starts = _checks.check_count(_WHO, "num_starts", self.num_starts)
+        if checkpoint is not None:
+            self._check_repeatable(num_starts)
         tables, columns = self._tables(X, context)
         tables = complete_rows(
             _WHO,
@@ -127,24 +142,43 @@ class FlowDensity(Conventions):
             train, held_out = split(_WHO, tables, self.validation)
             # A million rows need not be there twice.
             del tables
-            check_columns(_WHO, train[0])
-            self.flow_, self.result_ = self._best(train, held_out, num_starts)
+            different = check_columns(_WHO, train[0])
+            outer = scaling(_WHO, self.standardise, train[0], different)
+            saving = {"checkpoint": checkpoint, "resume": resume}
+            fits = self._starts(train, held_out, num_starts, outer, saving)
+        self.flow_, self.result_ = min(fits, key=lambda fit: fit[1].nll)
         self._keep_columns(columns)
         return self
 
-    def _best(
-        self, train: list[Tensor], held_out: list[Tensor], num_starts: int
-    ) -> tuple[Flow, MleResult]:
-        """Return the fit of the highest likelihood of the held-out rows."""
+    def _check_repeatable(self, num_starts: int) -> None:
+        """Refuse what a run that goes on in another process could not do again."""
+        if num_starts > 1 or as_seed(_WHO, self.random_state) is None:
+            raise _checks.refusal(
+                DomainError,
+                _WHO,
+                expected="num_starts=1 and a count as random_state, for a checkpoint",
+                got=f"num_starts={num_starts}, random_state={self.random_state!r}",
+                advice="Pass random_state=0, say: rows are then split as before the break.",
+            )
+
+    def _starts(
+        self,
+        train: list[Tensor],
+        held_out: list[Tensor],
+        num_starts: int,
+        outer: FlowTransform | None,
+        saving: dict[str, Any],
+    ) -> list[tuple[Flow, MleResult]]:
+        """Return the fits that came to an end; at least one."""
         fits = []
         for k in range(1, num_starts + 1):
             try:
-                fits.append(self._one_fit(train, held_out))
+                fits.append(self._one_fit(train, held_out, outer, saving))
             except NonFiniteError as error:
                 if k == num_starts and not fits:
                     raise
                 logger.warning("%s: start %d of %d failed. %s", _WHO, k, num_starts, error)
-        return min(fits, key=lambda fit: fit[1].nll)
+        return fits
 
     def _keep_columns(self, columns: list[Columns]) -> None:
         self._columns = columns
@@ -171,7 +205,9 @@ class FlowDensity(Conventions):
                 missing or not wanted.
         """
         tables = self._known_tables(X, context)
-        with seeded(_WHO, as_seed(_WHO, self.random_state)), torch.no_grad():
+        # A generator is left where it is, where nothing is drawn.
+        seed = as_seed(_WHO, self.random_state) if self.dequantise else None
+        with seeded(_WHO, seed), torch.no_grad():
             chunks = zip(*(t.split(ROWS_AT_ONCE) for t in self._dequantised(tables)), strict=True)
             scores = [log_likelihood(self.flow_, *chunk) for chunk in chunks]
         return torch.cat(scores).double().numpy()
@@ -215,17 +251,26 @@ class FlowDensity(Conventions):
             )
         with seeded(_WHO, as_seed(_WHO, random_state)), torch.no_grad():
             if contexts is None:
-                draws = self.flow_.sample((n_samples,))
+                sizes = [len(rows) for rows in torch.empty(n_samples).split(ROWS_AT_ONCE)]
+                pieces = [self.flow_.sample((size,)) for size in sizes]
             else:
-                draws = self.flow_.condition(contexts.expand(n_samples, -1)).sample()
+                given = contexts.expand(n_samples, -1).split(ROWS_AT_ONCE)
+                pieces = [self.flow_.condition(rows).sample() for rows in given]
+        draws = torch.cat(pieces)
         return np.asarray(draws.floor() if self.dequantise else draws)
 
-    def _one_fit(self, train: list[Tensor], held_out: list[Tensor]) -> tuple[Flow, MleResult]:
-        flow = self._build(train)
-        outer: StandardisedContext | None = None
+    def _one_fit(
+        self,
+        train: list[Tensor],
+        held_out: list[Tensor],
+        outer: FlowTransform | None,
+        saving: dict[str, Any],
+    ) -> tuple[Flow, MleResult]:
+        flow = self._build(train, outer)
+        given: StandardisedContext | None = None
         if len(train) > 1:
-            outer = StandardisedContext(flow, **context_scaling(_WHO, self.standardise, train[1]))
-            train, held_out = ([t[0], outer.standardised(t[1])] for t in (train, held_out))
+            given = StandardisedContext(flow, **context_scaling(_WHO, self.standardise, train[1]))
+            train, held_out = ([t[0], given.standardised(t[1])] for t in (train, held_out))
         result = fit_mle(
             flow,
             train[0],
@@ -238,10 +283,11 @@ class FlowDensity(Conventions):
             patience=self.patience,
             engine=self.engine,
             progress=self.progress,
+            **saving,
         )
-        return (flow if outer is None else outer).eval(), result
+        return (flow if given is None else given).eval(), result
 
-    def _build(self, train: list[Tensor]) -> Flow:
+    def _build(self, train: list[Tensor], outer: FlowTransform | None) -> Flow:
         recipe, dim = flows.find(self.flow), train[0].shape[1]
         options = {"context_dim": train[1].shape[1]} if len(train) > 1 else {}
         inner: Any = recipe(dim, **options)
@@ -253,7 +299,6 @@ class FlowDensity(Conventions):
                 got=_checks.describe(inner),
             )
         inner = inner.to(self._dtype())
-        outer = scaling(_WHO, self.standardise, train[0])
         return inner if outer is None else Flow([inner.transform, outer], base=inner.base_dist)
 
     def _tables(self, X: Any, context: Any) -> tuple[list[Tensor], list[Columns]]:

@@ -24,8 +24,10 @@ _ROWS_AT_ONCE = 2**16
 _COARSE = 1e-3
 
 
-def check_columns(who: str, data: Tensor) -> None:
+def check_columns(who: str, data: Tensor) -> int:
     """Refuse constant columns, and warn of what makes a likelihood grow without bound.
+
+    Returns the number of different rows.
 
     Args:
         who: The caller, for the messages.
@@ -63,9 +65,10 @@ def check_columns(who: str, data: Tensor) -> None:
             len(data) - different,
             len(data),
         )
+    return different
 
 
-def scaling(who: str, way: str, data: Tensor) -> FlowTransform | None:
+def scaling(who: str, way: str, data: Tensor, different: int) -> FlowTransform | None:
     """Return the affine map from the flow's side to the data's, frozen; none for ``"none"``.
 
     Args:
@@ -73,6 +76,7 @@ def scaling(who: str, way: str, data: Tensor) -> FlowTransform | None:
         way: ``"sd"``: by means and sds; ``"robust"``: by medians and quartiles; ``"whiten"``: by
             the mean and the Cholesky factor of the covariance.
         data: The rows to train on.
+        different: How many of them differ.
 
     Raises:
         DomainError: The numbers are too large for their scale, or their covariance, to be finite.
@@ -88,7 +92,7 @@ def scaling(who: str, way: str, data: Tensor) -> FlowTransform | None:
         _warn_of_rounding(who, data.dtype, loc, scale)
         transform = ElementwiseAffine(data.shape[1], loc=loc, scale=scale)
     transform = transform.to(data.dtype).requires_grad_(False)
-    _warn_of_merged(who, data, transform)
+    _warn_of_merged(who, data, different, transform)
     return transform
 
 
@@ -155,10 +159,9 @@ def _warn_of_rounding(who: str, dtype: torch.dtype, loc: Tensor, scale: Tensor) 
 
 
 @torch.no_grad()
-def _warn_of_merged(who: str, data: Tensor, transform: FlowTransform) -> None:
+def _warn_of_merged(who: str, data: Tensor, before: int, transform: FlowTransform) -> None:
     """Warn where outliers make the scale so wide that different rows become the same."""
     after = num_different(transform.inv(chunk) for chunk in data.split(_ROWS_AT_ONCE))
-    before = num_different([data])
     if after < before:
         logger.warning(
             "%s: scaled by outliers, %d different rows become %d; standardise='robust', or "
