@@ -105,6 +105,15 @@ def test_first_validation_that_is_not_finite_does_not_lose_the_best_state():
     assert result.nll <= result.validation.min() + 1e-6
 
 
+def test_held_out_rows_that_are_never_finite_are_not_spoken_for_by_others():
+    """FAULTS 62: a row far outside, whose density overflows."""
+    flow = pf.Flow(ElementwiseAffine(2))
+    far = torch.full((1, 2), 1e30)
+    result = fit_mle(flow, gaussian_data(), validation=far, epochs=2, **QUIET)
+    assert np.isinf(result.validation).all()
+    assert math.isinf(result.nll)
+
+
 def test_steps_that_are_not_finite_change_nothing_and_are_told_of(caplog):
     data = gaussian_data(600)
 
@@ -158,6 +167,16 @@ def nan_data():
     ("call", "error", "words"),
     [
         (lambda f: fit_mle(f, nan_data()), pf.NonFiniteError, "3 in column 1"),
+        (
+            lambda f: fit_mle(f, nan_data().numpy()),
+            pf.DomainError,
+            "data to be a tensor; got a nd",
+        ),
+        (
+            lambda f: fit_mle(f, gaussian_data(), context=[1.0]),
+            pf.DomainError,
+            "context to be a tensor; got a list",
+        ),
         (lambda f: fit_mle(f, torch.zeros(0, 2)), pf.DomainError, "at least one row"),
         (lambda f: fit_mle(f, torch.zeros(1, 2)), pf.DomainError, "at least two rows"),
         (lambda f: fit_mle(f, torch.zeros(9, 3)), pf.ShapeError, "rows of 2 entries"),

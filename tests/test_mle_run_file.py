@@ -8,7 +8,7 @@ import torch
 from fits import same
 
 import pyro_flows as pf
-from pyro_flows.checkpoint import read_checkpoint
+from pyro_flows.checkpoint import read_checkpoint, write_checkpoint
 from pyro_flows.density import fit_mle
 from pyro_flows.density.saving import KIND
 from pyro_flows.transforms import ActNorm, ElementwiseAffine
@@ -189,6 +189,36 @@ def test_steps_that_were_skipped_are_remembered(tmp_path):
     result = fit_mle(flow, data, resume=True, **options)
     assert (result.steps, result.skipped_steps) == (16, 1)
     assert np.isnan(result.losses).tolist() == [k == 2 for k in range(16)]
+
+
+def test_run_of_a_machine_with_a_gpu_goes_on_without_one(tmp_path, caplog):
+    """FAULTS 70, 72: its tensors lie on the CPU, and its GPU's random state is told of."""
+    path = tmp_path / "run"
+    torch.manual_seed(5)
+    whole = run()
+    torch.manual_seed(5)
+    run(stop=8, checkpoint=path)
+    found = read_checkpoint(path, kind=KIND)
+    found.tensors["random/cuda/0"] = torch.zeros(16, dtype=torch.uint8)
+    write_checkpoint(path, found.tensors, found.record, kind=KIND)
+    if not torch.cuda.is_available():
+        assert_equal_runs(whole, run(checkpoint=path, resume=True), 8)
+        assert "found 0 CUDA devices where the state is of 1" in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("devices", [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
+def test_run_goes_on_on_another_device(devices, tmp_path):
+    """FAULTS 72: within the average, whose states move as well."""
+    steps = []
+    for device, stop in zip(devices, (17, None), strict=True):
+        flow = made("actnorm", torch.float32).to(device)
+        options = {"checkpoint": tmp_path / "run", "resume": True, "epochs": EPOCHS, "seed": 0}
+        options |= {"callbacks": [] if stop is None else [stop_at(stop)], "progress": False}
+        result = fit_mle(flow, rows().to(device), batch_size=16, **options)
+        assert {p.device.type for p in flow.parameters()} == {device}
+        steps.append(result.steps)
+    assert steps == [17, STEPS]
 
 
 def test_without_a_file_a_run_begins_anew(tmp_path, caplog):

@@ -96,9 +96,18 @@ def check_rows(who: str, data: Tensor, context: Tensor | None) -> list[Tensor]:
         context: Of shape ``(N, context_dim)``, or none.
 
     Raises:
-        DomainError: There are no rows.
+        DomainError: There are no rows, or they are no tensor.
         ShapeError: The numbers of rows differ.
     """
+    for name, value in {"data": data, "context": context}.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise _checks.refusal(
+                DomainError,
+                who,
+                expected=f"{name} to be a tensor",
+                got=f"a {type(value).__name__}",
+                advice=f"Pass torch.as_tensor({name}), in the flow's dtype.",
+            )
     if data.dim() < 2 or not len(data):
         raise _checks.refusal(
             DomainError,

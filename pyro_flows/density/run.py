@@ -169,6 +169,9 @@ class MleRun:
                 self.state = "average"
             recent = np.array(self.loop.losses[-self.steps_per_epoch :])
             self.nll = float(np.nanmean(recent)) if np.isfinite(recent).any() else math.nan
+            if self.held_out.scores:
+                # None was finite, and the training rows cannot speak for those held out.
+                self.nll = math.inf
             return
         states = {"average": average, "best": self.held_out.state}
         before, scores = self._flat.copy(), {}
