@@ -105,6 +105,14 @@ def test_first_validation_that_is_not_finite_does_not_lose_the_best_state():
     assert result.nll <= result.validation.min() + 1e-6
 
 
+def test_part_that_is_in_eval_mode_stays_so():
+    flow = pf.Flow([ElementwiseAffine(2), LowerTriangularAffine(2)])
+    flow.transform.parts[0].eval()
+    fit_mle(flow, gaussian_data(100), epochs=2, **QUIET)
+    assert [part.training for part in flow.transform.parts] == [False, True]
+    assert flow.training
+
+
 def test_held_out_rows_that_are_never_finite_are_not_spoken_for_by_others():
     """FAULTS 62: a row far outside, whose density overflows."""
     flow = pf.Flow(ElementwiseAffine(2))

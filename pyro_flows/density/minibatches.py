@@ -45,7 +45,8 @@ class Minibatches:
         order = torch.randperm(self.num_rows).to(self._tensors[0].device)
         for k in range(len(self)):
             rows = order[k * self.batch_size : (k + 1) * self.batch_size]
-            data, *contexts = (tensor[rows] for tensor in self._tensors)
+            # Three times as fast as indexing.
+            data, *contexts = (tensor.index_select(0, rows) for tensor in self._tensors)
             yield (data if self._augment is None else self._augment(data), *contexts)
 
 
@@ -79,7 +80,9 @@ def split(who: str, tensors: Sequence[Tensor], share: float) -> tuple[list[Tenso
         )
     held_out = min(max(1, math.floor(share * num_rows)), num_rows - 1)
     order = torch.randperm(num_rows).to(tensors[0].device)
-    return [t[order[held_out:]] for t in tensors], [t[order[:held_out]] for t in tensors]
+    parts = order[held_out:], order[:held_out]
+    train, left_out = ([t.index_select(0, part) for t in tensors] for part in parts)
+    return train, left_out
 
 
 def _is_share(value: object) -> bool:

@@ -34,7 +34,8 @@ class UniformNoise(nn.Module):
         Args:
             x: Integers, of shape ``(*, D)``.
         """
-        return torch.rand_like(x), x.new_zeros(x.shape[:-1])
+        noise = torch.rand(x.shape, dtype=x.dtype, device=x.device)
+        return noise, x.new_zeros(x.shape[:-1])
 
 
 class VariationalNoise(nn.Module):
@@ -94,7 +95,8 @@ class VariationalNoise(nn.Module):
             by_network = self.network(scaled).unflatten(-1, (2, -1))
             loc, log_scale = loc + by_network[..., 0, :], log_scale + by_network[..., 1, :]
         log_scale = soft_bound(log_scale, _LOG_SCALE_BOUND)
-        eps = torch.randn_like(x)
+        # Not by randn_like: what depends on nothing is drawn outside of a compiled step.
+        eps = torch.randn(x.shape, dtype=x.dtype, device=x.device)
         logit = widen(loc + log_scale.exp() * eps)
         slope = logsigmoid(logit) + logsigmoid(-logit)
         log_density = -0.5 * eps.square() - LOG_SQRT_TAU - log_scale - slope

@@ -82,12 +82,14 @@ class HeldOut:
 
     def score(self) -> float:
         """Return the mean negative log-likelihood of the held-out rows."""
-        was_training = self._flow.training
+        # Module by module: one that is frozen in eval mode stays so.
+        modes = [(module, module.training) for module in self._flow.modules()]
         self._flow.eval()
         try:
             return mean_nll(self._flow, self._tensors)
         finally:
-            self._flow.train(was_training)
+            for module, training in modes:
+                module.training = training
 
     def tensors(self) -> list[Tensor]:
         """Return the best state: to save it."""
