@@ -11,12 +11,13 @@ from torch import Tensor
 from pyro_flows import _checks, flows
 from pyro_flows.density.contexts import StandardisedContext, context_scaling
 from pyro_flows.density.conventions import Conventions, as_seed
+from pyro_flows.density.dequantised import Density, Dequantised
 from pyro_flows.density.minibatches import check_rows, split
 from pyro_flows.density.mle import fit_mle
 from pyro_flows.density.preparation import WAYS, check_columns, scaling
 from pyro_flows.density.result import MleResult
 from pyro_flows.density.tables import Columns, as_table, columns_of, complete_rows
-from pyro_flows.density.validation import ROWS_AT_ONCE, log_likelihood
+from pyro_flows.density.validation import log_likelihood, rows_at_once
 from pyro_flows.distributions import Flow
 from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
 from pyro_flows.infer.random import seeded
@@ -42,7 +43,8 @@ class FlowDensity(Conventions):
         flow: Name of a recipe (:mod:`pyro_flows.flows`), or a function ``(input_dim, *,
             context_dim=0) -> Flow``.
         standardise: ``"sd"``, ``"robust"`` (medians and quartiles), ``"whiten"`` or ``"none"``.
-        dequantise: Whether to add noise, uniform on [0, 1), to columns of integers.
+        dequantise: Whether columns of integers take noise, uniform on [0, 1) and fresh at each
+            step; of them, log-probabilities are then bounded and draws are integers.
         drop_missing: Whether to drop rows with a NaN or an infinity.
         validation: The share of the rows to hold out, which choose the state and the end.
         epochs: Largest number of passes over the rows.
@@ -59,6 +61,8 @@ class FlowDensity(Conventions):
 
     Attributes:
         flow_: The fitted flow, over the data as they are.
+        density_: The distribution of the data: the flow, or, with ``dequantise``, a
+            :class:`~pyro_flows.density.Dequantised` one.
         result_: How the fit went: an :class:`~pyro_flows.density.MleResult`.
         n_features_in_: Number of columns.
         feature_names_in_: Their names, where the rows came as a data frame with names.
@@ -138,15 +142,15 @@ class FlowDensity(Conventions):
             advice="Pass drop_missing=True to drop those rows.",
         )
         with seeded(_WHO, as_seed(_WHO, self.random_state)):
-            tables = self._dequantised(tables)
+            self._integers = self._integer_columns(tables[0])
             train, held_out = split(_WHO, tables, self.validation)
             # A million rows need not be there twice.
             del tables
-            different = check_columns(_WHO, train[0])
-            outer = scaling(_WHO, self.standardise, train[0], different)
+            outer = self._scaling(train[0])
             saving = {"checkpoint": checkpoint, "resume": resume}
             fits = self._starts(train, held_out, num_starts, outer, saving)
         self.flow_, self.result_ = min(fits, key=lambda fit: fit[1].nll)
+        self.density_ = self._over_integers(self.flow_)
         self._keep_columns(columns)
         return self
 
@@ -208,8 +212,9 @@ class FlowDensity(Conventions):
         # A generator is left where it is, where nothing is drawn.
         seed = as_seed(_WHO, self.random_state) if self.dequantise else None
         with seeded(_WHO, seed), torch.no_grad():
-            chunks = zip(*(t.split(ROWS_AT_ONCE) for t in self._dequantised(tables)), strict=True)
-            scores = [log_likelihood(self.flow_, *chunk) for chunk in chunks]
+            size = rows_at_once(self.density_)
+            chunks = zip(*(table.split(size) for table in tables), strict=True)
+            scores = [log_likelihood(self.density_, *chunk) for chunk in chunks]
         return torch.cat(scores).double().numpy()
 
     def score(self, X: Any, y: Any = None, context: Any = None) -> float:
@@ -249,15 +254,15 @@ class FlowDensity(Conventions):
                 expected=f"a context of {n_samples} rows, one for each draw, or of one",
                 got=f"{len(contexts)}",
             )
+        density, size = self.density_, rows_at_once(self.density_)
         with seeded(_WHO, as_seed(_WHO, random_state)), torch.no_grad():
             if contexts is None:
-                sizes = [len(rows) for rows in torch.empty(n_samples).split(ROWS_AT_ONCE)]
-                pieces = [self.flow_.sample((size,)) for size in sizes]
+                sizes = [len(rows) for rows in torch.empty(n_samples).split(size)]
+                pieces = [density.sample((count,)) for count in sizes]
             else:
-                given = contexts.expand(n_samples, -1).split(ROWS_AT_ONCE)
-                pieces = [self.flow_.condition(rows).sample() for rows in given]
-        draws = torch.cat(pieces)
-        return np.asarray(draws.floor() if self.dequantise else draws)
+                given = contexts.expand(n_samples, -1).split(size)
+                pieces = [density.condition(rows).sample() for rows in given]
+        return np.asarray(torch.cat(pieces))
 
     def _one_fit(
         self,
@@ -272,7 +277,7 @@ class FlowDensity(Conventions):
             given = StandardisedContext(flow, **context_scaling(_WHO, self.standardise, train[1]))
             train, held_out = ([t[0], given.standardised(t[1])] for t in (train, held_out))
         result = fit_mle(
-            flow,
+            self._over_integers(flow),
             train[0],
             context=train[1] if len(train) > 1 else None,
             validation=(held_out[0], held_out[1]) if len(train) > 1 else held_out[0],
@@ -339,12 +344,22 @@ class FlowDensity(Conventions):
         for its, other in zip(ours, theirs, strict=True):
             its.check(_WHO, "context", other)
 
-    def _dequantised(self, tables: list[Tensor]) -> list[Tensor]:
-        if not self.dequantise:
-            return tables
-        data, *rest = tables
+    def _integer_columns(self, data: Tensor) -> Tensor | None:
+        """Return which columns take noise; none where none does."""
         integers = (data == data.round()).all(0)
-        return [torch.where(integers, data + torch.rand_like(data), data), *rest]
+        return integers if self.dequantise and bool(integers.any()) else None
+
+    def _over_integers(self, flow: Flow) -> Density:
+        """Return the distribution of the data: of integers, where noise fills their gaps."""
+        if self._integers is None:
+            return flow
+        return Dequantised(flow, columns=self._integers).train(flow.training)
+
+    def _scaling(self, data: Tensor) -> FlowTransform | None:
+        if self._integers is not None:
+            data = torch.where(self._integers, data + torch.rand_like(data), data)
+        different = check_columns(_WHO, data)
+        return scaling(_WHO, self.standardise, data, different)
 
     def _dtype(self) -> torch.dtype:
         return _DTYPES[_checks.check_choice(_WHO, "dtype", self.dtype, tuple(_DTYPES))]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_flows import _checks, flows
+from pyro_flows.density.conventions import Conventions, as_seed
 from pyro_flows.density.dequantised import Dequantised
 from pyro_flows.density.mle import fit_mle
 from pyro_flows.density.noise import UniformNoise, VariationalNoise
-from pyro_flows.density.parameters import Parameters
 from pyro_flows.density.pixels import ImageShape, as_one_hot, read_images
 from pyro_flows.distributions import Flow
-from pyro_flows.errors import DomainError, ShapeError
+from pyro_flows.errors import ShapeError
 from pyro_flows.infer.random import seeded
 
 _WHO = "ImageDensity"
@@ -31,7 +31,7 @@ _LEAST_SINE = 1e-6
 _Run = Callable[[Dequantised, Tensor, Tensor | None], Tensor]
 
 
-class ImageDensity(Parameters):
+class ImageDensity(Conventions):
     r"""Estimate the distribution of images by a flow, in bits a dimension.
 
     .. math:: \text{bits/dim} = -\frac{1}{D} \log_2 P(x)
@@ -58,7 +58,8 @@ class ImageDensity(Parameters):
         progress: Whether to show a progress bar.
 
     Attributes:
-        density_: The fitted distribution: a :class:`~pyro_flows.density.Dequantised`.
+        flow_: The fitted flow, over pixels as real numbers from 0 to ``num_values``.
+        density_: The distribution of the integers: a :class:`~pyro_flows.density.Dequantised`.
         result_: How the fit went: an :class:`~pyro_flows.density.MleResult`.
         image_shape_: ``(C, H, W)``.
         classes_: The labels, sorted; none without labels.
@@ -121,7 +122,7 @@ class ImageDensity(Parameters):
         pixels, self.image_shape_ = self._read(images)
         self.classes_ = None if labels is None else np.unique(np.asarray(labels))
         context = self._one_hot(labels, len(pixels))
-        with seeded(_WHO, self.random_state):
+        with seeded(_WHO, as_seed(_WHO, self.random_state)):
             density = self._build()
             self.result_ = fit_mle(
                 density,
@@ -139,6 +140,7 @@ class ImageDensity(Parameters):
                 progress=self.progress,
             )
         self.density_ = density.eval()
+        self.flow_ = density.flow
         return self
 
     def bits_per_dim(self, images: Any, labels: Any = None, *, num_draws: int = 1) -> float:
@@ -174,7 +176,7 @@ class ImageDensity(Parameters):
             given = density if context is None else density.condition(context)
             return given.tighter_log_prob(pixels, num_draws)
 
-        with seeded(_WHO, self.random_state):
+        with seeded(_WHO, as_seed(_WHO, self.random_state)):
             return self._by_chunks(score, self._rows(images), labels).double().numpy()
 
     def sample(
@@ -195,10 +197,11 @@ class ImageDensity(Parameters):
                 diverse.
             random_state: Seeds the draws, and leaves the global random state alone.
         """
+        self._check_fitted()
         num = _checks.check_count(_WHO, "num", num)
         temperature = _checks.check_positive(_WHO, "temperature", temperature, zero=True)
-        with seeded(_WHO, random_state), torch.no_grad():
-            latents = self._fitted().flow.base_dist.sample((num,)) * temperature
+        with seeded(_WHO, as_seed(_WHO, random_state)), torch.no_grad():
+            latents = self.flow_.base_dist.sample((num,)) * temperature
         return self.decode(latents, labels)
 
     def encode(self, images: Any, labels: Any = None) -> np.ndarray:
@@ -227,7 +230,8 @@ class ImageDensity(Parameters):
             return density.rounded(density.transform.forward_and_ladj(codes, context)[0])
 
         codes = torch.as_tensor(latents, dtype=torch.float32, device=self.device)
-        _checks.check_points(_WHO, "latents", codes, self._fitted().input_dim)
+        self._check_fitted()
+        _checks.check_points(_WHO, "latents", codes, self._size)
         pixels = self._by_chunks(image, codes, labels).clamp(0, self.num_values - 1)
         return pixels.unflatten(1, self.image_shape_).to(torch.int64).numpy()
 
@@ -288,21 +292,9 @@ class ImageDensity(Parameters):
         pixels = self._read(images)[0]
         return pixels, self._one_hot(labels, len(pixels))
 
-    def _fitted(self) -> Dequantised:
-        density: Dequantised | None = getattr(self, "density_", None)
-        if density is None:
-            raise _checks.refusal(
-                DomainError,
-                _WHO,
-                expected="a fitted estimator",
-                got="one that was not fitted",
-                advice="Call fit(images) first.",
-            )
-        return density
-
     def _rows(self, images: Any) -> Tensor:
         """Return images of the fitted shape as rows."""
-        self._fitted()
+        self._check_fitted()
         rows, shape = self._read(images)
         if shape != self.image_shape_:
             raise _checks.refusal(
@@ -324,7 +316,7 @@ class ImageDensity(Parameters):
 
     def _by_chunks(self, run: _Run, rows: Tensor, labels: Any) -> Tensor:
         """Return what a function makes of rows and contexts, without a graph, on the CPU."""
-        density, context = self._fitted(), self._one_hot(labels, len(rows))
+        density, context = self.density_, self._one_hot(labels, len(rows))
         chunks = rows.split(_IMAGES_AT_ONCE)
         contexts = [None] * len(chunks) if context is None else context.split(_IMAGES_AT_ONCE)
         with torch.no_grad():

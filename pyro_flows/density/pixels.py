@@ -34,7 +34,7 @@ def read_images(who: str, images: Any, num_values: int) -> tuple[Tensor, ImageSh
             expected="an array of numbers of shape (N, C, H, W) or (N, H, W)",
             got=f"one of shape {array.shape} and dtype {array.dtype}",
         )
-    rows = torch.from_numpy(np.ascontiguousarray(array)).to(torch.float32).flatten(1)
+    rows = torch.from_numpy(array.astype(np.float32)).flatten(1)
     if not bool(((rows == rows.floor()) & (rows >= 0) & (rows < num_values)).all()):
         raise _checks.refusal(
             DomainError,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_flows import _checks
 from pyro_flows.checkpoint import JSON
@@ -18,6 +19,7 @@ from pyro_flows.density.schedule import CosineSchedule
 from pyro_flows.density.validation import HeldOut, log_likelihood
 from pyro_flows.errors import DomainError
 from pyro_flows.infer.engine import Batch, Engine, FlatParameters, Loss, StepFunction
+from pyro_flows.infer.random import aside
 from pyro_flows.infer.threads import threads_for
 from pyro_flows.infer.training.batches import Batches
 from pyro_flows.infer.training.loop import Loop
@@ -60,7 +62,7 @@ class MleRun:
         same: Mapping[str, JSON],
         beginning: Tensor,
     ) -> None:
-        self._flow, self._options = flow, options
+        self._flow, self._options, self._train = flow, options, train
         self._minibatches = Minibatches(train, options.batch_size, options.augment)
         self._batches = Batches((), {}, self._minibatches)
         parameters = {n: p for n, p in flow.named_parameters() if p.requires_grad}
@@ -130,10 +132,9 @@ class MleRun:
             NonFiniteError: Too many steps in a row were not finite; the last good parameters are
                 in place.
         """
-        rows = self._minibatches.batch_size
-        products = rows * sum(tensor.numel() for tensor in self._flat.tensors)
+        elements = self._minibatches.batch_size * self._flow.input_dim
         try:
-            with threads_for(elements=rows * self._flow.event_shape[0], products=products):
+            with threads_for(elements=elements, products=self._products()):
                 try:
                     status = self._take_steps()
                 finally:
@@ -146,6 +147,15 @@ class MleRun:
             self.reason = f"no better held-out likelihood in {self._options.patience} epochs"
         elif status == "interrupted":
             self.status = "interrupted"
+
+    @torch.no_grad()
+    def _products(self) -> int:
+        """Return the number of multiplications that it takes to score a batch."""
+        rows = (tensor[: self._minibatches.batch_size] for tensor in self._train)
+        # A convolution uses a weight as often as there are pixels.
+        with aside(), FlopCounterMode(display=False) as counter:
+            log_likelihood(self._flow, *rows)
+        return counter.get_total_flops() // 2
 
     def _take_steps(self) -> str:
         if self.held_out.ran_out:

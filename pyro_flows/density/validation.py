@@ -12,8 +12,13 @@ from pyro_flows.density.dequantised import Density
 from pyro_flows.infer.engine import FlatParameters
 from pyro_flows.infer.training.loop import StepInfo
 
-# More are no faster, and a spline's parameters for them take a gigabyte.
-ROWS_AT_ONCE = 2**13
+# More are no faster, and a spline's parameters for them, or features of images, take gigabytes.
+_ROWS_AT_ONCE, _ENTRIES_AT_ONCE = 2**13, 2**19
+
+
+def rows_at_once(flow: Density) -> int:
+    """Return how many rows are to be scored together."""
+    return max(1, min(_ROWS_AT_ONCE, _ENTRIES_AT_ONCE // flow.input_dim))
 
 
 @torch.no_grad()
@@ -24,7 +29,8 @@ def mean_nll(flow: Density, tensors: Sequence[Tensor]) -> float:
         flow: The flow, in the mode that it is in.
         tensors: The rows, and their contexts, if any.
     """
-    chunks = zip(*(tensor.split(ROWS_AT_ONCE) for tensor in tensors), strict=True)
+    size = rows_at_once(flow)
+    chunks = zip(*(tensor.split(size) for tensor in tensors), strict=True)
     total = sum(float(log_likelihood(flow, *chunk).double().sum()) for chunk in chunks)
     nll = -total / len(tensors[0])
     return nll if math.isfinite(nll) else math.inf
