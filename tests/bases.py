@@ -3,18 +3,26 @@
 import torch
 import zoo
 
-from pyro_flows.distributions import Box, DiagonalNormal, GaussianMixture, StandardNormal, StudentT
+from pyro_flows.distributions import (
+    Box,
+    DiagonalNormal,
+    GaussianMixture,
+    StandardLogistic,
+    StandardNormal,
+    StudentT,
+)
 
 BASES = {
     "standard_normal": StandardNormal,
     "diagonal_normal": DiagonalNormal,
+    "logistic": StandardLogistic,
     "student": StudentT,
     "mixture_one": lambda d: GaussianMixture(d, 1),
     "mixture": lambda d: GaussianMixture(d, 3),
     "box": lambda d: Box(d, low=-1.5, high=torch.linspace(2.0, 3.0, d)),
 }
 UNBOUNDED = [name for name in BASES if name != "box"]
-TRAINED = [name for name in UNBOUNDED if name != "standard_normal"]
+TRAINED = [name for name in UNBOUNDED if name not in ("standard_normal", "logistic")]
 
 
 def build(name, d=2, *, dtype=torch.float64, scale=0.4):

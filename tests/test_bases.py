@@ -9,7 +9,13 @@ import scipy.stats
 import torch
 import zoo
 
-from pyro_flows.distributions import Box, DiagonalNormal, GaussianMixture, StudentT
+from pyro_flows.distributions import (
+    Box,
+    DiagonalNormal,
+    GaussianMixture,
+    StandardLogistic,
+    StudentT,
+)
 from pyro_flows.errors import DomainError
 
 DTYPES = [torch.float32, torch.float64]
@@ -25,6 +31,8 @@ def _reference(base, x):
         return scipy.stats.uniform(low, high - low).logpdf(x).sum(-1)
     if isinstance(base, StudentT):
         return scipy.stats.t(base.df.detach().numpy()).logpdf(x).sum(-1)
+    if isinstance(base, StandardLogistic):
+        return scipy.stats.logistic().logpdf(x).sum(-1)
     if isinstance(base, GaussianMixture):
         locs, scales = base.locs.detach().numpy(), base.log_scales.exp().detach().numpy()
         terms = scipy.stats.norm(locs, scales).logpdf(x[..., None, :]).sum(-1)
