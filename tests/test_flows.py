@@ -1,5 +1,7 @@
 """The recipes."""
 
+from itertools import pairwise
+
 import contracts
 import pytest
 import torch
@@ -134,6 +136,12 @@ def test_options_are_honoured(name):
     assert count(num_transforms=1) > 0
     assert count(context_dim=3, hidden_dims=()) < count(context_dim=3, hidden_dims=(9,))
     assert count(context_dim=3, hidden_dims=(9,)) < count(context_dim=3)
+
+
+@pytest.mark.parametrize("d", [2, 3, 4, 6])
+def test_no_two_couplings_in_a_row_keep_the_same_coordinates(d):
+    kept = [part.order[: part.num_kept].tolist() for part in flows.realnvp(d).transform.parts]
+    assert all(one != other for one, other in pairwise(kept))
 
 
 @pytest.mark.parametrize("d", [2, 3, 8])

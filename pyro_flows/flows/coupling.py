@@ -99,7 +99,10 @@ def nice(
 
 
 def alternating_masks(input_dim: int, count: int) -> list[torch.Tensor]:
-    """Return ``count`` masks: random halves, each followed by its complement."""
+    """Return ``count`` masks: random halves, each followed by its complement.
+
+    No mask is that of the transform before, which two couplings in a row would make one.
+    """
     if input_dim == 1:
         # There is no half to keep.
         return [torch.tensor([False])] * count
@@ -109,5 +112,7 @@ def alternating_masks(input_dim: int, count: int) -> list[torch.Tensor]:
             input_dim, generator=torch.Generator().manual_seed(pair), device="cpu"
         )
         mask = order < input_dim // 2
+        if masks and torch.equal(mask, masks[-1]):
+            mask = ~mask
         masks += [mask, ~mask]
     return masks[:count]
