@@ -65,6 +65,14 @@ def test_context_shifts_the_density():
     assert density.score_samples(rows, context=context).shape == (1500,)
 
 
+def test_a_named_flow_scores_in_one_pass():
+    density = FlowDensity("maf", epochs=1, random_state=0).fit(X[:300])
+    named = FlowDensity("nsf", epochs=1, random_state=0).fit(X[:300])
+    passed = FlowDensity(pf.flows.nsf, epochs=1, random_state=0).fit(X[:300])
+    kinds = [type(fit.flow_.transform.parts[0]) for fit in (density, named, passed)]
+    assert kinds == [pf.transforms.Inverse, pf.transforms.Inverse, pf.transforms.Compose]
+
+
 def test_several_starts_keep_the_best():
     one = FlowDensity("realnvp", epochs=5, random_state=0).fit(X)
     best = FlowDensity("realnvp", epochs=5, random_state=0, num_starts=3).fit(X)

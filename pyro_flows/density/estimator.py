@@ -294,7 +294,10 @@ class FlowDensity(Conventions):
 
     def _build(self, train: list[Tensor], outer: FlowTransform | None) -> Flow:
         recipe, dim = flows.find(self.flow), train[0].shape[1]
-        options = {"context_dim": train[1].shape[1]} if len(train) > 1 else {}
+        options: dict[str, Any] = {"context_dim": train[1].shape[1]} if len(train) > 1 else {}
+        # A fit scores; what was not named but passed has its own way.
+        if isinstance(self.flow, str) and "one_pass" in inspect.signature(recipe).parameters:
+            options["one_pass"] = "scoring"
         inner: Any = recipe(dim, **options)
         if not isinstance(inner, Flow) or inner.event_shape != (dim,):
             raise _checks.refusal(
