@@ -6,13 +6,15 @@ other end of the chain and the log-determinant of shape ``(N,)``, in the library
 What the flows of a family have in common is here.
 """
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
-HIDDEN = (128, 128)  # of every conditioner, with relu
+WIDTH = int(os.environ.get("BENCH_WIDTH", "128"))
+HIDDEN = (WIDTH, WIDTH)  # of every conditioner, with relu
 BOUND = 5.0  # of the box that a spline maps onto itself
 COUNT_BINS = 8
 SPLINE_PARAMS = 3 * COUNT_BINS - 1  # widths, heights, and the slopes at the inner knots
