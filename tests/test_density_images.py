@@ -181,6 +181,7 @@ BAD = [
     (lambda: ImageDensity(num_values=2).fit(IMAGES), DomainError, "integers from 0 to 1"),
     (lambda: ImageDensity().fit(-IMAGES.astype(int)), DomainError, "integers from 0 to 255"),
     (lambda: ImageDensity("vae").fit(IMAGES), DomainError, "expected flow to be one of 'glow'"),
+    (lambda: ImageDensity(device="cudda").fit(IMAGES), DomainError, "device to name one that is"),
     (lambda: ImageDensity(dequantise="no").fit(IMAGES), DomainError, "dequantise to be one of"),
     (lambda: ImageDensity().fit(IMAGES, LABELS[:3]), ShapeError, "16 labels, one for each"),
     (lambda: ImageDensity().sample(), DomainError, r"a fitted estimator.*Call fit"),

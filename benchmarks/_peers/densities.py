@@ -153,7 +153,8 @@ def fit_ours(rows: Rows, budget: float, seed: int) -> Outcome:
     fit(1)  # which loads what recording needs
     once, longer = fit(1)[1], fit(1 + more)[1]
     each = (longer - once) / more
-    epochs = max(1, int((budget - (once - each)) / each))
+    # Times vary by a fifth on a busy machine, and ours must not have more than its share.
+    epochs = max(1, int((0.8 * budget - (once - each)) / each))
     result, seconds, flow = fit(min(epochs, MOST_OF_OURS))
     flow.eval()
     return Outcome(-result.nll, mean_score(flow.log_prob, rows.test), result.steps, seconds)

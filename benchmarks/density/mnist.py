@@ -46,9 +46,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "flow": "nice",
         "dequantise": "uniform",
         "augment": shifted,
-        "epochs": 40,
+        "epochs": 16,
         "batch_size": 128,
-        "lr": 5e-4,
+        "lr": 1e-3,
     },
     "realnvp": {
         "flow": partial(flows.realnvp_image, hidden_channels=32),
@@ -72,8 +72,8 @@ def read_idx(folder: Path, kind: str) -> np.ndarray:
     found = sorted(folder.glob(f"t10k-{kind}*"))
     if not found:
         sys.exit(f"Found no t10k-{kind}* in {folder}: pass --data, the folder of MNIST's files.")
-    packed = found[0].suffix == ".gz"
-    content = gzip.open(found[0]).read() if packed else found[0].read_bytes()
+    content = found[0].read_bytes()
+    content = gzip.decompress(content) if found[0].suffix == ".gz" else content
     axes = content[3]
     sizes = [int.from_bytes(content[4 * k + 4 : 4 * k + 8]) for k in range(axes)]
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(sizes)

@@ -6,6 +6,7 @@ import sys
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, FlowError
@@ -104,3 +105,25 @@ def as_seed(who: str, random_state: Any) -> int | None:
     if isinstance(random_state, np.random.Generator):
         return int(random_state.integers(2**31 - 1))
     return _checks.check_count(who, "random_state", random_state, least=0)
+
+
+def as_device(who: str, device: str) -> torch.device:
+    """Return the device of a name.
+
+    Args:
+        who: The caller, for the errors' messages.
+        device: Such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    Raises:
+        DomainError: There is no such device.
+    """
+    try:
+        return torch.empty((), device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise _checks.refusal(
+            DomainError,
+            who,
+            expected="device to name one that is there",
+            got=f"{device!r}: {str(error).splitlines()[0]}",
+            advice="Pass device='cpu'.",
+        ) from error

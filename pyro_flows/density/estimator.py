@@ -1,5 +1,6 @@
 """A density estimator with scikit-learn's conventions."""
 
+import inspect
 import logging
 import os
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pyro_flows import _checks, flows
 from pyro_flows.density.contexts import StandardisedContext, context_scaling
-from pyro_flows.density.conventions import Conventions, as_seed
+from pyro_flows.density.conventions import Conventions, as_device, as_seed
 from pyro_flows.density.dequantised import Density, Dequantised
 from pyro_flows.density.minibatches import check_rows, split
 from pyro_flows.density.mle import fit_mle
@@ -54,6 +55,7 @@ class FlowDensity(Conventions):
         patience: Epochs without a better held-out likelihood after which to stop, or ``None``.
         num_starts: Number of fits, of which the best on the held-out rows is kept.
         dtype: ``"float32"`` or ``"float64"``.
+        device: Where the flow is trained and used, such as ``"cuda"``.
         engine: How steps run, as in :func:`~pyro_flows.density.fit_mle`.
         random_state: Seeds parameters, split, order and noise: a count, or a generator of numpy's,
             which a seed is drawn from; by torch's global random state if not given.
@@ -100,6 +102,7 @@ class FlowDensity(Conventions):
         patience: int | None = 30,
         num_starts: int = 1,
         dtype: str = "float32",
+        device: str = "cpu",
         engine: str = "auto",
         random_state: Any = None,
         progress: bool = False,
@@ -108,8 +111,8 @@ class FlowDensity(Conventions):
         self.drop_missing, self.validation = drop_missing, validation
         self.epochs, self.batch_size, self.lr = epochs, batch_size, lr
         self.weight_decay, self.patience, self.num_starts = weight_decay, patience, num_starts
-        self.dtype, self.engine, self.random_state = dtype, engine, random_state
-        self.progress = progress
+        self.dtype, self.device, self.engine = dtype, device, engine
+        self.random_state, self.progress = random_state, progress
 
     def fit(
         self,
@@ -213,9 +216,10 @@ class FlowDensity(Conventions):
         seed = as_seed(_WHO, self.random_state) if self.dequantise else None
         with seeded(_WHO, seed), torch.no_grad():
             size = rows_at_once(self.density_)
+            tables = [table.to(as_device(_WHO, self.device)) for table in tables]
             chunks = zip(*(table.split(size) for table in tables), strict=True)
             scores = [log_likelihood(self.density_, *chunk) for chunk in chunks]
-        return torch.cat(scores).double().numpy()
+        return torch.cat(scores).double().cpu().numpy()
 
     def score(self, X: Any, y: Any = None, context: Any = None) -> float:
         """Return the mean log-density of the rows, in nats.
@@ -260,9 +264,10 @@ class FlowDensity(Conventions):
                 sizes = [len(rows) for rows in torch.empty(n_samples).split(size)]
                 pieces = [density.sample((count,)) for count in sizes]
             else:
+                contexts = contexts.to(as_device(_WHO, self.device))
                 given = contexts.expand(n_samples, -1).split(size)
                 pieces = [density.condition(rows).sample() for rows in given]
-        return np.asarray(torch.cat(pieces))
+        return torch.cat(pieces).cpu().numpy()
 
     def _one_fit(
         self,
@@ -271,13 +276,17 @@ class FlowDensity(Conventions):
         outer: FlowTransform | None,
         saving: dict[str, Any],
     ) -> tuple[Flow, MleResult]:
-        flow = self._build(train, outer)
-        given: StandardisedContext | None = None
+        inner = flow = self._build(train, outer)
         if len(train) > 1:
-            given = StandardisedContext(flow, **context_scaling(_WHO, self.standardise, train[1]))
+            flow = given = StandardisedContext(
+                inner, **context_scaling(_WHO, self.standardise, train[1])
+            )
             train, held_out = ([t[0], given.standardised(t[1])] for t in (train, held_out))
+        device = as_device(_WHO, self.device)
+        flow = flow.to(device)
+        train, held_out = ([table.to(device) for table in tables] for tables in (train, held_out))
         result = fit_mle(
-            self._over_integers(flow),
+            self._over_integers(inner.to(device)),
             train[0],
             context=train[1] if len(train) > 1 else None,
             validation=(held_out[0], held_out[1]) if len(train) > 1 else held_out[0],
@@ -290,7 +299,7 @@ class FlowDensity(Conventions):
             progress=self.progress,
             **saving,
         )
-        return (flow if given is None else given).eval(), result
+        return flow.eval(), result
 
     def _build(self, train: list[Tensor], outer: FlowTransform | None) -> Flow:
         recipe, dim = flows.find(self.flow), train[0].shape[1]
@@ -356,7 +365,8 @@ class FlowDensity(Conventions):
         """Return the distribution of the data: of integers, where noise fills their gaps."""
         if self._integers is None:
             return flow
-        return Dequantised(flow, columns=self._integers).train(flow.training)
+        density = Dequantised(flow, columns=self._integers).train(flow.training)
+        return density.to(as_device(_WHO, self.device))
 
     def _scaling(self, data: Tensor) -> FlowTransform | None:
         if self._integers is not None:

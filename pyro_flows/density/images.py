@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows import _checks, flows
-from pyro_flows.density.conventions import Conventions, as_seed
+from pyro_flows.density.conventions import Conventions, as_device, as_seed
 from pyro_flows.density.dequantised import Dequantised
 from pyro_flows.density.mle import fit_mle
 from pyro_flows.density.noise import UniformNoise, VariationalNoise
@@ -229,7 +229,7 @@ class ImageDensity(Conventions):
         def image(density: Dequantised, codes: Tensor, context: Tensor | None) -> Tensor:
             return density.rounded(density.transform.forward_and_ladj(codes, context)[0])
 
-        codes = torch.as_tensor(latents, dtype=torch.float32, device=self.device)
+        codes = torch.as_tensor(latents, dtype=torch.float32, device=as_device(_WHO, self.device))
         self._check_fitted()
         _checks.check_points(_WHO, "latents", codes, self._size)
         pixels = self._by_chunks(image, codes, labels).clamp(0, self.num_values - 1)
@@ -276,7 +276,7 @@ class ImageDensity(Conventions):
         _checks.check_choice(_WHO, "dequantise", self.dequantise, _NOISES)
         learnt = self.dequantise == "variational"
         noise = VariationalNoise(self.num_values) if learnt else UniformNoise()
-        return Dequantised(flow, noise=noise).to(self.device)
+        return Dequantised(flow, noise=noise).to(as_device(_WHO, self.device))
 
     def _augmented(self, rows: Tensor) -> Tensor:
         augment = self.augment
@@ -307,12 +307,12 @@ class ImageDensity(Conventions):
 
     def _read(self, images: Any) -> tuple[Tensor, ImageShape]:
         rows, shape = read_images(_WHO, images, self.num_values)
-        return rows.to(self.device), shape
+        return rows.to(as_device(_WHO, self.device)), shape
 
     def _one_hot(self, labels: Any, count: int) -> Tensor | None:
         """Return the class of each of some images, as a context; none without labels."""
         context = as_one_hot(_WHO, labels, self.classes_, count)
-        return None if context is None else context.to(self.device)
+        return None if context is None else context.to(as_device(_WHO, self.device))
 
     def _by_chunks(self, run: _Run, rows: Tensor, labels: Any) -> Tensor:
         """Return what a function makes of rows and contexts, without a graph, on the CPU."""
