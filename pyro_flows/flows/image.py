@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.distributions import Flow, StandardLogistic
@@ -25,6 +26,19 @@ from pyro_flows.transforms import (
 )
 
 _ImageShape = tuple[int, int, int]
+_SCALING_RATE = 16.0
+
+
+class _Scaling(ElementwiseAffine):
+    """An element-wise affine map whose parameters go far in few steps.
+
+    Adam moves each entry by its step size at most, and the scale of what couplings cannot predict
+    has far to fall: a thousand steps at 1e-3 are one unit of a log-scale.
+    """
+
+    def _loc_and_log_scale(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        loc, log_scale = super()._loc_and_log_scale(context)
+        return _SCALING_RATE * loc, _SCALING_RATE * log_scale
 
 
 def nice_image(
@@ -76,7 +90,7 @@ def nice_image(
     pixels.requires_grad_(False)
     # A pixel that is always black has its noise alone, a thousandth of another's spread. Of what
     # an ActNorm standardises, additive couplings are the same functions, found in fewer steps.
-    parts = [ElementwiseAffine(input_dim), *couplings, ActNorm(input_dim), pixels]
+    parts = [_Scaling(input_dim), *couplings, ActNorm(input_dim), pixels]
     return Flow(parts, base=StandardLogistic(input_dim))
 
 
@@ -218,7 +232,7 @@ def _step(shape: _ImageShape, options: dict[str, Any]) -> list[FlowTransform]:
 
 
 def _alternating(
-    mask: torch.Tensor, shape: _ImageShape, count: int, options: dict[str, Any]
+    mask: Tensor, shape: _ImageShape, count: int, options: dict[str, Any]
 ) -> list[FlowTransform]:
     """Return couplings of a mask and its complement in turn, each with an ActNorm."""
     parts: list[FlowTransform] = []
@@ -231,7 +245,7 @@ def _alternating(
     return parts
 
 
-def _coupling(mask: torch.Tensor, shape: _ImageShape, options: dict[str, Any]) -> AffineCoupling:
+def _coupling(mask: Tensor, shape: _ImageShape, options: dict[str, Any]) -> AffineCoupling:
     net = {name: value for name, value in options.items() if name != "bound"}
     return AffineCoupling(
         math.prod(shape),
@@ -242,13 +256,13 @@ def _coupling(mask: torch.Tensor, shape: _ImageShape, options: dict[str, Any]) -
     )
 
 
-def _checkerboard(shape: _ImageShape) -> torch.Tensor:
+def _checkerboard(shape: _ImageShape) -> Tensor:
     channels, height, width = shape
     rows, columns = torch.arange(height).view(-1, 1), torch.arange(width)
     return ((rows + columns) % 2 == 0).expand(channels, height, width)
 
 
-def _first_channels(shape: _ImageShape) -> torch.Tensor:
+def _first_channels(shape: _ImageShape) -> Tensor:
     return (torch.arange(shape[0]) < shape[0] // 2).view(-1, 1, 1).expand(shape)
 
 
