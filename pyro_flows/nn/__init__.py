@@ -1,7 +1,8 @@
-"""Conditioners: the networks that turn some coordinates, and a context, into parameters."""
+"""Conditioners, which turn coordinates and a context into parameters; and fields of velocities."""
 
 from pyro_flows.nn.convolutional import ConvNet
 from pyro_flows.nn.dense import DenseNet
+from pyro_flows.nn.field import Field, TimeNet
 from pyro_flows.nn.masked import MaskedNet
 
-__all__ = ["ConvNet", "DenseNet", "MaskedNet"]
+__all__ = ["ConvNet", "DenseNet", "Field", "MaskedNet", "TimeNet"]

@@ -16,6 +16,14 @@ class Activation(NamedTuple):
 
     function: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor, Tensor], Tensor]
+    slope_of_value: Callable[[Tensor], Tensor] | None = None
+
+    def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the value and the derivative at a pre-activation."""
+        value = self.function(a)
+        if self.slope_of_value is None:
+            return value, self.slope(a)
+        return value, self.slope_of_value(value)
 
     def slope(self, a: Tensor) -> Tensor:
         """Return the derivative at a pre-activation."""
@@ -32,7 +40,9 @@ ACTIVATIONS = {
     ),
     "elu": Activation(functional.elu, lambda g, a: _aten.elu_backward(g, 1, 1, 1, False, a)),
     "silu": Activation(functional.silu, _aten.silu_backward),
-    "tanh": Activation(torch.tanh, lambda g, a: pull_tanh(g, torch.tanh(a))),
+    "tanh": Activation(
+        torch.tanh, lambda g, a: pull_tanh(g, torch.tanh(a)), lambda value: 1 - value * value
+    ),
 }
 
 
