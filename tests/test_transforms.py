@@ -92,12 +92,13 @@ def test_autoregressive_jacobian_is_triangular(name, d, c):
 
 @pytest.mark.parametrize(
     ("name", "large"),
-    # Several transforms, each at its limits, are together worse conditioned than rounding allows.
+    # Several transforms, each at its limits, are together worse conditioned than rounding allows,
+    # and a fixed number of steps is as exact as the field is slow.
     [
         (name, large)
         for name in zoo.ZOO
         for large in (1.0, 3.0)
-        if large == 1 or "_every" not in name
+        if large == 1 or not ("_every" in name or name == "continuous")
     ],
 )
 def test_round_trip_at_large_parameters(name, large):

@@ -49,7 +49,7 @@ def test_vmap_over_parameters_is_loop(name):
             contracts.close(mapped, torch.stack(looped), f"{direction} under vmap")
 
 
-# Their search is unrolled over coordinates and steps: a minute of tracing.
+# Their search, or solve, is unrolled over coordinates and steps: a minute of tracing.
 UNROLLED = (
     "autoregressive_bend",
     "neural_autoregressive",

@@ -11,6 +11,7 @@ import torch
 
 from pyro_flows import flows
 from pyro_flows.distributions import Flow
+from pyro_flows.nn import TimeNet
 from pyro_flows.nn.activations import ACTIVATIONS
 from pyro_flows.numerics import log_sech_square
 from pyro_flows.transforms import (
@@ -22,6 +23,7 @@ from pyro_flows.transforms import (
     Autoregressive,
     BlockNeuralAutoregressive,
     Compose,
+    Continuous,
     Coupling,
     DeepSigmoid,
     Elementwise,
@@ -67,6 +69,19 @@ class Bend(Univariate):
         bend = 0.9 * torch.tanh(bend)
         ladj = torch.log1p(bend * log_sech_square(x).exp())
         return x + bend * torch.tanh(x) + shift, ladj
+
+
+class SlowNet(TimeNet):
+    """A field so slow that a few steps are as exact as the contracts ask for."""
+
+    def dynamics(self, context=None, noise=None):
+        """Return what maps a time and points to the velocity and the trace of its Jacobian."""
+        dynamics = super().dynamics(context, noise)
+
+        def run(t, z):
+            return tuple(0.1 * rate for rate in dynamics(t, z))
+
+        return run
 
 
 def _alternating(input_dim: int) -> list[bool]:
@@ -129,6 +144,10 @@ def _block_neural(d: int, c: int) -> FlowTransform:
     return BlockNeuralAutoregressive(
         d, hidden_factors=(4, 3), context_dim=c, hidden_dims=HIDDEN, log_scale_bound=3.0
     )
+
+
+def _continuous(d: int, c: int) -> FlowTransform:
+    return Continuous(SlowNet(d, context_dim=c, hidden_dims=(4,), num_frequencies=1), num_steps=8)
 
 
 def _compose_couplings(d: int, c: int) -> FlowTransform:
@@ -224,6 +243,7 @@ ZOO: dict[str, Factory] = {
     "squeeze": lambda d, c: Squeeze((d, 1, 1), factor=1),
     "partial": lambda d, c: Partial(_coupling(max(d - 1, 1), c), d),
     "multi_scale": _multi_scale,
+    "continuous": _continuous,
     "compose_couplings": _compose_couplings,
     "compose_everything": _compose_everything,
     "compose_nested": lambda d, c: Compose([_compose_couplings(d, c), _located_triangular(d, 0)]),
@@ -231,6 +251,7 @@ ZOO: dict[str, Factory] = {
 
 RECIPES: dict[str, Callable[[int, int], Flow]] = {
     "bnaf": lambda d, c: flows.bnaf(d, hidden_factors=(4, 4), context_dim=c),
+    "cnf": lambda d, c: flows.cnf(d, hidden_dims=(8, 8), num_steps=10, context_dim=c),
     "iaf": lambda d, c: flows.iaf(d, context_dim=c),
     "maf": lambda d, c: flows.maf(d, context_dim=c),
     "naf": lambda d, c: flows.naf(d, num_units=4, context_dim=c),
@@ -284,6 +305,7 @@ KINDS = (
     "squeeze",
     "partial",
     "multi_scale",
+    "continuous",
     "compose_everything",
 )
 

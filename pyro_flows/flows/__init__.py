@@ -7,6 +7,7 @@ planar transforms, which bend a single coordinate.
 
 from pyro_flows.flows._options import Recipe
 from pyro_flows.flows.autoregressive import iaf, maf
+from pyro_flows.flows.continuous import cnf
 from pyro_flows.flows.coupling import nice, realnvp
 from pyro_flows.flows.image import glow, nice_image, realnvp_image
 from pyro_flows.flows.monotone import bnaf, naf, nsf, sospf
@@ -16,6 +17,7 @@ from pyro_flows.flows.residual import planar, radial, sylvester
 __all__ = [
     "Recipe",
     "bnaf",
+    "cnf",
     "find",
     "glow",
     "iaf",
