@@ -1,5 +1,7 @@
 """The transform that follows an ordinary differential equation."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -162,9 +164,11 @@ class Continuous(FlowTransform):
         )
 
     def _draw_noise(self, points: Tensor) -> Tensor:
+        # Not like the points: what depends on nothing is drawn outside of a compiled step.
+        kind: dict[str, Any] = {"dtype": points.dtype, "device": points.device}
         if self.noise == "gaussian":
-            return torch.randn_like(points)
-        return torch.where(torch.rand_like(points) < 0.5, -1.0, 1.0).to(points.dtype)
+            return torch.randn(points.shape, **kind)
+        return 1.0 - 2.0 * (torch.rand(points.shape, **kind) < 0.5).to(points.dtype)
 
     def extra_repr(self) -> str:
         """Name the sizes and the solver in the module's representation."""
