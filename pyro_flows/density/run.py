@@ -151,8 +151,11 @@ class MleRun:
     @torch.no_grad()
     def _products(self) -> int:
         """Return the number of multiplications that it takes to score a batch."""
-        rows = (tensor[: self._minibatches.batch_size] for tensor in self._train)
+        parameters = list(self._flow.parameters())
+        if all(parameter.dim() <= 2 for parameter in parameters):
+            return self._minibatches.batch_size * sum(map(Tensor.numel, parameters))
         # A convolution uses a weight as often as there are pixels.
+        rows = (tensor[: self._minibatches.batch_size] for tensor in self._train)
         with aside(), FlopCounterMode(display=False) as counter:
             log_likelihood(self._flow, *rows)
         return counter.get_total_flops() // 2
