@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import zoo
 from fits import affine
 from models import (
     constrained_model,
@@ -26,7 +27,7 @@ from torch.autograd.functional import jacobian
 import pyro_flows as pf
 from pyro_flows.infer.posterior_distribution import PosteriorDistribution
 
-RECIPES = sorted(set(pf.flows.__all__) - {"Recipe", "find", "register"})
+RECIPES = sorted(zoo.RECIPES)
 
 
 def bent(model, *args, **options):

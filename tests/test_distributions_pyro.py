@@ -86,9 +86,9 @@ def _correlated():
 @pytest.mark.parametrize("name", zoo.learnable(zoo.KINDS))
 def test_pyros_own_flow_guide_trains_it(name):
     guide = AutoNormalizingFlow(_correlated, lambda d: zoo.ZOO[name](d, 0))
-    svi = SVI(
-        _correlated, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO(8, vectorize_particles=True)
-    )
+    # The continuous row moves by a tenth of what its network says.
+    optim = pyro.optim.Adam({"lr": 0.2 if name == "continuous" else 0.02})
+    svi = SVI(_correlated, guide, optim, Trace_ELBO(8, vectorize_particles=True))
     losses = torch.tensor([svi.step() for _ in range(60)])
     assert losses[-20:].mean() < losses[:10].mean() - 0.1
 

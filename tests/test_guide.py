@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import zoo
 from models import (
     constrained_model,
     draws_of,
@@ -39,7 +40,7 @@ from pyro.infer.reparam import NeuTraReparam
 
 import pyro_flows as pf
 
-RECIPES = sorted(set(pf.flows.__all__) - {"Recipe", "find", "register"})
+RECIPES = sorted(zoo.RECIPES)
 
 
 def adam(lr=1e-3):
