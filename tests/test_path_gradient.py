@@ -216,7 +216,7 @@ def test_score_where_one_block_becomes_two(recipe, d):
 
 @pytest.mark.parametrize("name", zoo.RECIPES)
 def test_vanishes_at_the_target(name):
-    """Sticking the landing: to rounding, for every draw, where q equals p."""
+    """Sticking the landing: to rounding, or a solver's steps, for every draw, where q equals p."""
     flow = zoo.randomise(zoo.RECIPES[name](3, 0).double(), scale=0.15)
     target = copy.deepcopy(flow).requires_grad_(False)
     kept = flow.with_draw_kept()
@@ -225,7 +225,6 @@ def test_vanishes_at_the_target(name):
     total = kept.log_prob(x) - target.log_prob(x)
     parameters = list(flow.parameters())
     path = torch.autograd.grad(gap.sum(), parameters, retain_graph=True)
-    # The way back of a solver with a fixed number of steps is as exact as these.
     assert max(float(g.abs().max()) for g in path) < (1e-6 if name == "cnf" else 1e-9)
     assert max(float(g.abs().max()) for g in torch.autograd.grad(total.sum(), parameters)) > 1e-2
 
