@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_flows.errors import DomainError, FlowError, ShapeError
 
@@ -147,6 +147,15 @@ def check_choice(who: str, name: str, value: _Choice, choices: Sequence[_Choice]
             expected=f"{name} to be one of {known}",
             got=f"{value!r}",
             advice="Pick one of them.",
+        )
+    return value
+
+
+def check_module(who: str, name: str, value: Any) -> nn.Module:
+    """Return ``value``, a module of torch's."""
+    if not isinstance(value, nn.Module):
+        raise refusal(
+            DomainError, who, expected=f"{name} to be a torch.nn.Module", got=describe(value)
         )
     return value
 

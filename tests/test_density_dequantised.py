@@ -155,6 +155,29 @@ def _poisson_entropy(rate):
     return -float((log_prob.exp() * log_prob).sum())
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([[0.0, 4.0]], r"^fit_mle: expected integers from 0 to 3; got \[4.0, "),
+        ([[0.0, -1.0]], r"integers from 0 to 3; got \[-1.0, "),
+        ([[0.5, 1.0]], r"got \[0.5, "),
+    ],
+)
+def test_rows_that_the_noise_does_not_know_are_refused(rows, words):
+    """FAULTS 60."""
+    density = _normal(noise=VariationalNoise(4).double())
+    rows = torch.tensor(rows, dtype=torch.float64).expand(8, 2)
+    with pytest.raises(DomainError, match=words):
+        fit_mle(density, rows, epochs=1, progress=False)
+
+
+def test_row_that_is_no_integer_has_no_probability():
+    x = np.random.default_rng(0).integers(0, 5, size=(64, 2)).astype(float)
+    density = pf.density.FlowDensity("realnvp", dequantise=True, epochs=1).fit(x)
+    with pytest.raises(DomainError, match=r"expected integers; got \[0.5, 0.5\]"):
+        density.score_samples(x[:1] * 0 + 0.5)
+
+
 def test_expansion_and_context_share_the_parameters():
     density = Dequantised(pf.flows.realnvp(2, context_dim=1))
     given = density.condition(torch.zeros(5, 1))

@@ -10,6 +10,7 @@ import torch
 
 from pyro_flows import flows
 from pyro_flows.density import ImageDensity
+from pyro_flows.density.images import on_sphere
 from pyro_flows.errors import DomainError, FlowError, ShapeError
 
 GLOW = partial(flows.glow, num_steps=1, hidden_channels=8)
@@ -103,10 +104,20 @@ def test_interpolation_begins_and_ends_at_the_images(fitted, way):
     assert between.shape == (5, 1, 8, 8)
     assert np.abs(between[0, 0] - first.astype(int)).max() <= 1
     assert np.abs(between[-1, 0] - second.astype(int)).max() <= 1
-    codes = fitted.encode(np.stack([first, second]), [1, 1])
-    if way == "spherical" and np.abs(np.linalg.norm(codes, axis=1) - 8).max() < 3:
-        lengths = np.linalg.norm(fitted.encode(between, np.ones(5)), axis=1)
-        assert lengths[2] > 0.8 * lengths[[0, 4]].min()
+
+
+def test_spherical_way_keeps_the_length_and_equal_angles(fitted):
+    """Of two codes of one length, a right angle apart, closed forms hold at each third."""
+    images, labels = _digits(2, seed=5)
+    size = fitted.encode(images, labels).shape[1]
+    ends = 3.0 * torch.eye(2, size, dtype=torch.float64)
+    shares = torch.tensor([0.0, 1 / 3, 2 / 3, 1.0], dtype=torch.float64)[:, None]
+    codes = on_sphere(*ends, shares)
+    angles = shares * math.pi / 2
+    torch.testing.assert_close(codes[:, :1], 3.0 * angles.cos())
+    torch.testing.assert_close(codes[:, 1:2], 3.0 * angles.sin())
+    assert not codes[:, 2:].any()
+    torch.testing.assert_close(on_sphere(ends[0], 2 * ends[0], shares), (1 + shares) * ends[0])
 
 
 def test_more_draws_of_the_noise_give_a_tighter_bound(fitted):
@@ -184,6 +195,16 @@ BAD = [
     (lambda: ImageDensity(device="cudda").fit(IMAGES), DomainError, "device to name one that is"),
     (lambda: ImageDensity(dequantise="no").fit(IMAGES), DomainError, "dequantise to be one of"),
     (lambda: ImageDensity().fit(IMAGES, LABELS[:3]), ShapeError, "16 labels, one for each"),
+    (
+        lambda: ImageDensity().fit(IMAGES, LABELS, held_out=IMAGES),
+        ShapeError,
+        "held_out to be a pair of images and labels",
+    ),
+    (
+        lambda: ImageDensity().fit(IMAGES, checkpoint="run"),
+        DomainError,
+        "a count as random_state",
+    ),
     (lambda: ImageDensity().sample(), DomainError, r"a fitted estimator.*Call fit"),
     (
         lambda: ImageDensity(lambda shape, **_: flows.realnvp(3)).fit(IMAGES),
@@ -191,6 +212,25 @@ BAD = [
         "the recipe to return a Flow over 64 coordinates",
     ),
 ]
+
+
+def test_run_that_was_broken_off_goes_on_the_same(tmp_path):
+    images, labels = _digits(128)
+    calls = []
+
+    def augment(images):
+        calls.append(len(images))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return images
+
+    density = ImageDensity(GLOW, augment=augment, engine="traced", **QUICK)
+    density.fit(images, labels, checkpoint=tmp_path / "run")
+    assert 0 < density.result_.steps < 3
+    density.fit(images, labels, checkpoint=tmp_path / "run", resume=True)
+    whole = ImageDensity(GLOW, engine="traced", **QUICK).fit(images, labels)
+    assert np.array_equal(density.result_.losses, whole.result_.losses)
+    assert density.score(images, labels) == whole.score(images, labels)
 
 
 @pytest.mark.parametrize(("call", "error", "words"), BAD)

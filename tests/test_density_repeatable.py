@@ -200,5 +200,5 @@ def test_fit_in_two_parts_is_the_fit_in_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize("options", [{"num_starts": 2, "random_state": 0}, {}])
 def test_fit_that_could_not_be_repeated_is_not_saved(options, tmp_path):
     """FAULTS 69."""
-    with pytest.raises(pf.DomainError, match="num_starts=1 and a count as random_state"):
+    with pytest.raises(pf.DomainError, match="one start, and a count as random_state"):
         fast(**options).fit(X, checkpoint=tmp_path / "run")

@@ -10,7 +10,7 @@ import zoo
 from pyro_flows import flows
 from pyro_flows.density import Dequantised
 from pyro_flows.errors import DomainError, ShapeError
-from pyro_flows.transforms import Sigmoid, initialise_from_data
+from pyro_flows.transforms import initialise_from_data
 
 SHAPE = (1, 8, 8)
 SMALL = {
@@ -104,19 +104,6 @@ def test_probabilities_of_all_images_sum_to_that_of_a_draw_within_them():
     assert total == pytest.approx(float(within), abs=0.02)
 
 
-def test_sigmoid_reaches_the_ends_and_nothing_beyond_its_margins():
-    pixels = Sigmoid(1, high=4.0, margin=0.1).double()
-    reach = 4.0 / 0.8
-    x, ladj = pixels.inverse_and_ladj(torch.tensor([[0.0], [4.0], [-0.5], [4.5], [-1.0], [9.0]]))
-    assert x[:2].flatten().tolist() == pytest.approx([-2.19722458, 2.19722458])
-    assert ladj[:2].isfinite().all()
-    assert torch.isinf(ladj[2:]).all()
-    assert x.isfinite().all()
-    assert pixels.codomain.check(torch.tensor([-0.49])), reach
-    assert not pixels.codomain.check(torch.tensor([-0.51]))
-    assert pixels.inverse_and_ladj(torch.tensor([[torch.nan]]))[1].isnan().all()
-
-
 BAD = [
     (lambda: flows.glow((28, 28)), ShapeError, r"^glow: .*\(channels, height, width\)"),
     (lambda: flows.glow((1, 6, 6)), ShapeError, "that factor=2 divides; got 3 x 3"),
@@ -125,9 +112,6 @@ BAD = [
     (lambda: flows.glow(SHAPE, num_values=1), DomainError, "num_values to be an integer >= 2"),
     (lambda: flows.realnvp_image(SHAPE, num_scales=-1), DomainError, "num_scales .*; got -1"),
     (lambda: flows.nice_image(SHAPE, num_transforms=0), DomainError, "^nice_image: .*; got 0"),
-    (lambda: Sigmoid(2, margin=0.5), DomainError, "^Sigmoid: expected finite low < high, and a"),
-    (lambda: Sigmoid(2, low=1.0, high=1.0), DomainError, "low=1.0, high=1.0"),
-    (lambda: Sigmoid(2, margin=0.0), DomainError, "^Sigmoid: expected margin .* > 0"),
 ]
 
 

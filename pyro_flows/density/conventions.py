@@ -107,6 +107,27 @@ def as_seed(who: str, random_state: Any) -> int | None:
     return _checks.check_count(who, "random_state", random_state, least=0)
 
 
+def check_repeatable(who: str, random_state: Any, *, num_starts: int = 1) -> None:
+    """Refuse what a fit that goes on in another process could not do again.
+
+    Args:
+        who: The caller, for the error's message.
+        random_state: As of the estimator.
+        num_starts: Number of fits, of which the best is kept.
+
+    Raises:
+        DomainError: The random state is no count, or there are several starts.
+    """
+    if num_starts > 1 or not hasattr(random_state, "__index__"):
+        raise _checks.refusal(
+            DomainError,
+            who,
+            expected="one start, and a count as random_state, for a checkpoint",
+            got=f"num_starts={num_starts}, random_state={random_state!r}",
+            advice="Pass random_state=0, say: rows are then split as before the break.",
+        )
+
+
 def as_device(who: str, device: str) -> torch.device:
     """Return the device of a name.
 

@@ -65,13 +65,8 @@ class Dequantised(DistributionModule):
                 DomainError, self._name, expected="a Flow", got=_checks.describe(flow)
             )
         super().__init__(flow.input_dim)
-        if noise is not None and not isinstance(noise, nn.Module):
-            raise _checks.refusal(
-                DomainError,
-                self._name,
-                expected="noise to be a torch.nn.Module",
-                got=_checks.describe(noise),
-            )
+        if noise is not None:
+            _checks.check_module(self._name, "noise", noise)
         self.flow, self.noise = flow, noise or UniformNoise()
         self.register_buffer("columns", self._as_columns(columns, noise))
 
@@ -143,6 +138,30 @@ class Dequantised(DistributionModule):
         if self.columns is not None:
             noise = torch.where(self.columns, noise, 0.0)
         return x + noise, log_density
+
+    def check_integers(self, who: str, rows: Tensor) -> None:
+        """Refuse rows with anything but integers where these are due, or with others than known.
+
+        Args:
+            who: The caller, for the error's message.
+            rows: Of shape ``(N, D)``.
+
+        Raises:
+            DomainError: An entry is not possible.
+        """
+        entries = rows if self.columns is None else rows[:, self.columns]
+        most = getattr(self.noise, "num_values", None)
+        possible = entries == entries.floor()
+        if most is not None:
+            possible &= (entries >= 0) & (entries < most)
+        if not bool(possible.all()):
+            raise _checks.refusal(
+                DomainError,
+                who,
+                expected="integers" if most is None else f"integers from 0 to {most - 1}",
+                got=f"{_checks.shortened(entries[~possible].tolist())}",
+                advice="Undo a scaling, or fit the flow itself to real numbers.",
+            )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return an unbiased estimate of the bound, of shape ``(*)``.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_flows import _checks, flows
 from pyro_flows.density.contexts import StandardisedContext, context_scaling
-from pyro_flows.density.conventions import Conventions, as_device, as_seed
+from pyro_flows.density.conventions import Conventions, as_device, as_seed, check_repeatable
 from pyro_flows.density.dequantised import Density, Dequantised
 from pyro_flows.density.minibatches import check_rows, split
 from pyro_flows.density.mle import fit_mle
@@ -20,7 +20,7 @@ from pyro_flows.density.result import MleResult
 from pyro_flows.density.tables import Columns, as_table, columns_of, complete_rows
 from pyro_flows.density.validation import log_likelihood, rows_at_once
 from pyro_flows.distributions import Flow
-from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
+from pyro_flows.errors import NonFiniteError, ShapeError
 from pyro_flows.infer.random import seeded
 from pyro_flows.transforms import FlowTransform
 
@@ -136,7 +136,7 @@ class FlowDensity(Conventions):
         _checks.check_choice(_WHO, "standardise", self.standardise, WAYS)
         num_starts = _checks.check_count(_WHO, "num_starts", self.num_starts)
         if checkpoint is not None:
-            self._check_repeatable(num_starts)
+            check_repeatable(_WHO, self.random_state, num_starts=num_starts)
         tables, columns = self._tables(X, context)
         tables = complete_rows(
             _WHO,
@@ -156,17 +156,6 @@ class FlowDensity(Conventions):
         self.density_ = self._over_integers(self.flow_)
         self._keep_columns(columns)
         return self
-
-    def _check_repeatable(self, num_starts: int) -> None:
-        """Refuse what a run that goes on in another process could not do again."""
-        if num_starts > 1 or as_seed(_WHO, self.random_state) is None:
-            raise _checks.refusal(
-                DomainError,
-                _WHO,
-                expected="num_starts=1 and a count as random_state, for a checkpoint",
-                got=f"num_starts={num_starts}, random_state={self.random_state!r}",
-                advice="Pass random_state=0, say: rows are then split as before the break.",
-            )
 
     def _starts(
         self,
@@ -206,12 +195,15 @@ class FlowDensity(Conventions):
             context: Of shape ``(N, C)``, where the flow was fitted with one.
 
         Raises:
-            DomainError: The estimator is not fitted, or columns have other names.
+            DomainError: The estimator is not fitted, columns have other names, or a column of
+                integers holds something else.
             NonFiniteError: There are NaN or infinities.
             ShapeError: There are more or fewer columns than it was fitted to, or the context is
                 missing or not wanted.
         """
         tables = self._known_tables(X, context)
+        if isinstance(self.density_, Dequantised):
+            self.density_.check_integers(_WHO, tables[0])
         # A generator is left where it is, where nothing is drawn.
         seed = as_seed(_WHO, self.random_state) if self.dequantise else None
         with seeded(_WHO, seed), torch.no_grad():

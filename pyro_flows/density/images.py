@@ -1,6 +1,7 @@
 """A density estimator for images."""
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows import _checks, flows
-from pyro_flows.density.conventions import Conventions, as_device, as_seed
+from pyro_flows.density.conventions import Conventions, as_device, as_seed, check_repeatable
 from pyro_flows.density.dequantised import Dequantised
 from pyro_flows.density.mle import fit_mle
 from pyro_flows.density.noise import UniformNoise, VariationalNoise
@@ -26,6 +27,8 @@ _RECIPES: dict[str, Callable[..., Flow]] = {
 }
 _NOISES = ("variational", "uniform")
 _IMAGES_AT_ONCE = 500
+# Nats of hundreds of coordinates have a gradient as much larger than a table's.
+_CLIP_NORM = 100.0
 # Two codes in one line leave no sphere to walk on.
 _LEAST_SINE = 1e-6
 _Run = Callable[[Dequantised, Tensor, Tensor | None], Tensor]
@@ -109,7 +112,13 @@ class ImageDensity(Conventions):
         self.random_state, self.progress = random_state, progress
 
     def fit(
-        self, images: Any, labels: Any = None, *, held_out: tuple[Any, Any] | Any = None
+        self,
+        images: Any,
+        labels: Any = None,
+        *,
+        held_out: tuple[Any, Any] | Any = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
     ) -> "ImageDensity":
         """Fit the flow to images, and return the estimator.
 
@@ -118,7 +127,12 @@ class ImageDensity(Conventions):
             labels: The class of each image, of shape ``(N,)``; none for one distribution of all.
             held_out: Images that are held out, in the place of the share ``validation``; with
                 labels, a pair.
+            checkpoint: A file to save the run in, as in :func:`~pyro_flows.density.fit_mle`; for
+                a ``random_state`` that is a count.
+            resume: Whether to go on from ``checkpoint``, if there is such a file.
         """
+        if checkpoint is not None:
+            check_repeatable(_WHO, self.random_state)
         pixels, self.image_shape_ = self._read(images)
         self.classes_ = None if labels is None else np.unique(np.asarray(labels))
         context = self._one_hot(labels, len(pixels))
@@ -134,10 +148,12 @@ class ImageDensity(Conventions):
                 lr=self.lr,
                 weight_decay=self.weight_decay,
                 patience=self.patience,
-                clip_norm=100.0,
+                clip_norm=_CLIP_NORM,
                 engine=self.engine,
                 augment=None if self.augment is None else self._augmented,
                 progress=self.progress,
+                checkpoint=checkpoint,
+                resume=resume,
             )
         self.density_ = density.eval()
         self.flow_ = density.flow
@@ -253,7 +269,7 @@ class ImageDensity(Conventions):
         pair = np.stack([np.asarray(first), np.asarray(second)])
         start, end = torch.from_numpy(self.encode(pair, labels)).double()
         shares = torch.linspace(0.0, 1.0, num, dtype=torch.float64)[:, None]
-        between = _on_sphere if way == "spherical" else torch.lerp
+        between = on_sphere if way == "spherical" else torch.lerp
         return self.decode(between(start, end, shares), labels)
 
     @property
@@ -279,15 +295,21 @@ class ImageDensity(Conventions):
         return Dequantised(flow, noise=noise).to(as_device(_WHO, self.device))
 
     def _augmented(self, rows: Tensor) -> Tensor:
-        augment = self.augment
-        images = rows.unflatten(1, self.image_shape_)
-        return images.flatten(1) if augment is None else augment(images).flatten(1)
+        assert self.augment is not None
+        return self.augment(rows.unflatten(1, self.image_shape_)).flatten(1)
 
     def _held_out(self, held_out: Any) -> Any:
         if held_out is None:
             return self.validation
         if self.classes_ is None:
             return self._read(held_out)[0]
+        if not isinstance(held_out, tuple) or len(held_out) != 2:
+            raise _checks.refusal(
+                ShapeError,
+                _WHO,
+                expected="held_out to be a pair of images and labels, as it is fitted with labels",
+                got=_checks.describe(type(held_out)),
+            )
         images, labels = held_out
         pixels = self._read(images)[0]
         return pixels, self._one_hot(labels, len(pixels))
@@ -324,7 +346,7 @@ class ImageDensity(Conventions):
         return torch.cat(done).cpu()
 
 
-def _on_sphere(start: Tensor, end: Tensor, shares: Tensor) -> Tensor:
+def on_sphere(start: Tensor, end: Tensor, shares: Tensor) -> Tensor:
     r"""Interpolate by :math:`(\sin((1 - t) \omega) a + \sin(t \omega) b) / \sin \omega`.
 
     Reference: Shoemake (1985), *Animating rotation with quaternion curves*.

@@ -90,7 +90,8 @@ def fit_mle(
         Losses, held-out likelihoods, and how the fit ended.
 
     Raises:
-        DomainError: An argument is not possible, or there are too few rows.
+        DomainError: An argument is not possible, there are too few rows, or a density of integers
+            is given anything else.
         NonFiniteError: The data hold a NaN or an infinity; or too many steps in a row were not
             finite, and the last good state is in place.
         ShapeError: Data or context do not have the shape that the flow takes.
@@ -181,6 +182,8 @@ def _checked(flow: Density, data: Tensor, context: Tensor | None) -> list[Tensor
     _checks.check_context(_WHO, context, flow.context_dim)
     for name, tensor in zip(("data", "context"), tensors, strict=False):
         _check_finite(name, tensor)
+    if isinstance(flow, Dequantised):
+        flow.check_integers(_WHO, data)
     return tensors
 
 

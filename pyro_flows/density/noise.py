@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import embedding, logsigmoid
 
 from pyro_flows import _checks
-from pyro_flows.errors import DomainError
 from pyro_flows.numerics import LOG_SQRT_TAU, soft_bound, widen
 
 # Narrower noise would only ask the flow for steeper slopes.
@@ -53,8 +52,7 @@ class VariationalNoise(nn.Module):
             locations, then all log-scales.
 
     Raises:
-        DomainError: ``num_values`` is not an integer of at least 2, or the network is no module;
-            in use: an integer is out of range.
+        DomainError: ``num_values`` is not an integer of at least 2, or the network is no module.
 
     Reference:
         Ho, Chen, Srinivas, Duan & Abbeel (2019), *Flow++: Improving flow-based generative models
@@ -71,13 +69,8 @@ class VariationalNoise(nn.Module):
         super().__init__()
         who = type(self).__name__
         self.num_values = _checks.check_count(who, "num_values", num_values, least=2)
-        if network is not None and not isinstance(network, nn.Module):
-            raise _checks.refusal(
-                DomainError,
-                who,
-                expected="network to be a torch.nn.Module",
-                got=_checks.describe(network),
-            )
+        if network is not None:
+            _checks.check_module(who, "network", network)
         self.loc = nn.Parameter(torch.zeros(num_values))
         self.log_scale = nn.Parameter(torch.full((num_values,), _WIDE).log())
         self.network = network
@@ -86,10 +79,10 @@ class VariationalNoise(nn.Module):
         """Return noise of the shape of the integers, and its log-density.
 
         Args:
-            x: Integers, of shape ``(*, D)``.
+            x: Integers from 0 to ``num_values - 1``, of shape ``(*, D)``.
         """
-        values = x.long()
-        loc, log_scale = self.loc[values], self.log_scale[values]
+        table = torch.stack([self.loc, self.log_scale], -1)
+        loc, log_scale = embedding(x.long(), table).unbind(-1)
         if self.network is not None:
             scaled = x * (2.0 / (self.num_values - 1)) - 1.0
             by_network = self.network(scaled).unflatten(-1, (2, -1))

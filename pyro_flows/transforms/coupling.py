@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from pyro_flows import _checks
-from pyro_flows.errors import DomainError, ShapeError
+from pyro_flows.errors import ShapeError
 from pyro_flows.nn import DenseNet
 from pyro_flows.numerics import expand_batch, linearise, widen
 from pyro_flows.transforms.base import Push, parameters_held
@@ -92,28 +92,20 @@ class Coupling(UnivariateTransform):
         self.register_buffer("order", order)
         self.register_buffer("inverse_order", order.argsort())
         self._note_order()
-        self.conditioner = self._check_conditioner(conditioner) or DenseNet(
-            univariate.num_features * self.num_kept,
-            univariate.num_params * (input_dim - self.num_kept),
-            hidden_dims=hidden_dims,
-            context_dim=context_dim,
-            activation=activation,
-        )
+        if conditioner is None:
+            conditioner = DenseNet(
+                univariate.num_features * self.num_kept,
+                univariate.num_params * (input_dim - self.num_kept),
+                hidden_dims=hidden_dims,
+                context_dim=context_dim,
+                activation=activation,
+            )
+        self.conditioner = _checks.check_module(self._name, "conditioner", conditioner)
 
     def _as_mask(self, mask: Mask | None) -> Tensor:
         if mask is None:
             return torch.arange(self.input_dim) < self.input_dim // 2
         return torch.tensor(_checks.check_mask(self._name, mask, self.input_dim))
-
-    def _check_conditioner(self, value: nn.Module | None) -> nn.Module | None:
-        if value is None or isinstance(value, nn.Module):
-            return value
-        raise _checks.refusal(
-            DomainError,
-            self._name,
-            expected="conditioner to be a torch.nn.Module",
-            got=_checks.describe(value),
-        )
 
     def _params_and_pull(
         self, kept: Tensor, context: Tensor | None
