@@ -264,16 +264,20 @@ def minimised(optimizer_of, steps, state=None, start=1.0):
     return torch.stack(path), optimizer
 
 
-def test_flat_adam_is_adam():
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_flat_adam_is_adam(decay):
     """Over 50 steps, and its state is one of torch's, in either direction."""
-    ours, optimizer = minimised(partial(FlatAdam, lr=0.1), 50)
-    theirs, original = minimised(partial(torch.optim.Adam, lr=0.1), 50)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    ours, theirs = (
+        partial(optimizer, lr=0.1, weight_decay=decay)
+        for optimizer in (FlatAdam, torch.optim.AdamW)
+    )
+    (path, optimizer), (wanted, original) = minimised(ours, 50), minimised(theirs, 50)
+    torch.testing.assert_close(path, wanted, rtol=1e-5, atol=1e-6)
     states = [one.state_dict() for one in (optimizer, original)]
     assert states[0]["state"][0].keys() == states[1]["state"][0].keys()
     assert float(states[0]["state"][0]["step"]) == 50
-    goes_on, _ = minimised(partial(torch.optim.Adam, lr=0.1), 20, states[0], start=0.3)
-    went_on, _ = minimised(partial(torch.optim.Adam, lr=0.1), 20, states[1], start=0.3)
+    goes_on, _ = minimised(theirs, 20, states[0], start=0.3)
+    went_on, _ = minimised(theirs, 20, states[1], start=0.3)
     torch.testing.assert_close(goes_on, went_on, rtol=1e-5, atol=1e-6)
-    came_on, _ = minimised(partial(FlatAdam, lr=0.1), 20, states[1], start=0.3)
+    came_on, _ = minimised(ours, 20, states[1], start=0.3)
     torch.testing.assert_close(came_on, went_on, rtol=1e-5, atol=1e-6)

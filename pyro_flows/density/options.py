@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_flows import _checks
 from pyro_flows.density.minibatches import Augment
 from pyro_flows.infer.engine import RUNGS
+from pyro_flows.infer.training.adam import FlatAdam
 from pyro_flows.infer.training.loop import Callback
 from pyro_flows.infer.training.options import MakeOptimizer, check_checkpoint, check_functions
 
@@ -55,4 +56,4 @@ class MleOptions:
         """Return the optimiser of some flat tensors."""
         if self.optimizer is not None:
             return self.optimizer(tensors)
-        return torch.optim.AdamW(tensors, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        return FlatAdam(tensors, self.lr, weight_decay=self.weight_decay)

@@ -230,7 +230,7 @@ class RunFile:
 def _described(loop: Loop) -> dict[str, str]:
     """Name the optimiser with its settings, and the scheduler."""
     optimizer, scheduler = loop.optimizer, loop.scheduler
-    # The fit's own has no other settings than its step size, which is an option.
+    # The fit's own has no other settings than its step size and decay, which are options.
     defaults = {} if isinstance(optimizer, FlatAdam) else optimizer.defaults
     settings = ", ".join(f"{name}={value!r}" for name, value in sorted(defaults.items()))
     return {
