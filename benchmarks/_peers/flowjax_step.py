@@ -30,7 +30,13 @@ DEPTH, BOUND, COUNT_BINS, COUPLINGS, AUTOREGRESSIVE = 2, 5.0, 8, 6, 3
 RATE, CLIP = 1e-4, 5.0
 BATCHES = 8
 
-SPLINE = RationalQuadraticSpline(knots=COUNT_BINS - 1, interval=BOUND)
+
+def spline(bins: int) -> RationalQuadraticSpline:
+    """Return a spline, whose ends are knots of its own."""
+    return RationalQuadraticSpline(knots=bins - 1, interval=BOUND)
+
+
+SPLINE = spline(COUNT_BINS)
 NET = {"nn_width": WIDTH, "nn_depth": DEPTH}
 FAMILIES = {
     "affine_coupling": partial(ff.coupling_flow, flow_layers=COUPLINGS),
@@ -42,10 +48,10 @@ FAMILIES = {
 }
 
 
-def flow_of(family: str, dim: int, seed: int = 0) -> Transformed:
+def flow_of(family: str, dim: int, seed: int = 0, **options: Any) -> Transformed:
     """Return a flow that scores in one pass."""
     base = Normal(jnp.zeros(dim))
-    return FAMILIES[family](random.key(seed), base_dist=base, **NET)
+    return FAMILIES[family](random.key(seed), base_dist=base, **NET, **options)
 
 
 def prepare(family: str, batch_size: int, way: str) -> Steps:
@@ -76,7 +82,7 @@ def prepare(family: str, batch_size: int, way: str) -> Steps:
     return steps
 
 
-def fit(file: str, batch_size: int, *, budget: float, lr: float, seed: int) -> Curve:
+def fit(file: str, batch_size: int, *, budget: float, lr: float, bins: int, seed: int) -> Curve:
     """Fit the rows of a file for some seconds of the process's time, compiling left out.
 
     The best state on the validation rows is kept. Returns its mean log-likelihoods of validation
@@ -84,7 +90,7 @@ def fit(file: str, batch_size: int, *, budget: float, lr: float, seed: int) -> C
     """
     rows = {name: jnp.asarray(part) for name, part in np.load(file).items()}
     count, dim = rows["train"].shape
-    flow = flow_of("spline_autoregressive", dim, seed)
+    flow = flow_of("spline_autoregressive", dim, seed, transformer=spline(bins))
     params, static = eqx.partition(
         flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable)
     )

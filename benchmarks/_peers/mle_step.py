@@ -46,7 +46,7 @@ def our_step(chain: Peer, data: Tensor, batch_size: int, rung: str) -> Callable[
     options = MleOptions(
         epochs=EPOCHS, batch_size=batch_size, lr=RATE, engine=rung, progress=False
     )
-    loop = MleRun(flow, [data], [], options).loop
+    loop = MleRun(flow, [data], [], options, same={}, beginning=None).loop
     batches = cycle([((rows,), {}) for rows in data.split(batch_size)])
     return lambda: loop._take(next(batches))
 
