@@ -6,15 +6,16 @@
         [--flowjax-python PATH]
 
 Rows are shuffled once by the seed and cut into 80/10/10 % in that order; every column of the file
-is modelled, standardised by the training rows for everybody. Printed is the mean log-likelihood of the test rows in nats, in standardised units. Each library
-trains an autoregressive flow of rational-quadratic splines, three transforms with two layers (or
-residual blocks) of 128 units, for the same seconds of one thread's own time, on which other
-programs have no bearing, with the best state on the validation rows kept; flowjax' compiling is
-left out of its time. The peers have Adam with half a cosine, in batches of 256, with splines of 8
-and of 16 bins at several largest step sizes, each with a full budget; the validation rows choose
-one. Ours has two settings, of 16 bins, in uncompiled steps of narrower networks, with linear
-layers between, a base of heavy tails, and weights that decay the more the fewer rows there are;
-its budget includes the recording of the step.
+is modelled, standardised by the training rows for everybody. Printed is the mean log-likelihood of
+the test rows in nats, in standardised units. Each library trains an autoregressive flow of
+rational-quadratic splines, three transforms with two layers (or residual blocks) of 128 units, for
+the same seconds of one thread's own time, on which other programs have no bearing, with the best
+state on the validation rows kept; flowjax' compiling is left out of its time. The peers have Adam
+with half a cosine, in batches of 256, with splines of 8 and of 16 bins at several largest step
+sizes, each with a full budget; the validation rows choose one. Ours has two settings, of 16 bins,
+in uncompiled steps of narrower networks, with linear layers between, a base of heavy tails, and
+weights that decay the more the fewer rows there are; its budget includes the recording of the
+step.
 
 Kernels are Gaussian, their width chosen by the validation rows. Tables hold copies and coarsely
 rounded columns, which a density may follow with ever higher peaks; that is open to all.

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_flows import _checks
 from pyro_flows.distributions import Flow, StandardLogistic
 from pyro_flows.flows._options import log_scale_bound
-from pyro_flows.nn import ConvNet
+from pyro_flows.nn import ConvNet, DenseNet
 from pyro_flows.transforms import (
     ActNorm,
     AdditiveCoupling,
@@ -39,6 +39,35 @@ class _Scaling(ElementwiseAffine):
     def _loc_and_log_scale(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
         loc, log_scale = super()._loc_and_log_scale(context)
         return _SCALING_RATE * loc, _SCALING_RATE * log_scale
+
+
+class _BySpread(nn.Module):
+    """A network that sees each coordinate in proportion to its spread in the data.
+
+    An ``ActNorm`` makes the noise of a pixel that is always black as large as the strokes of
+    another. Networks that see them alike learn the noise by heart.
+    """
+
+    seen: Tensor
+
+    def __init__(self, net: DenseNet, norm: ActNorm, seen: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        # In a tuple, so that the flow keeps the norm where it is, and not here as well.
+        self._norm = (norm,)
+        self.register_buffer("seen", seen)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the parameters of a coupling."""
+        spread = self._norm[0].transform.fixed_scale[self.seen]
+        return cast(Tensor, self.net(x * (spread / spread.square().mean().sqrt()), context))
+
+
+def _start_deep(net: DenseNet) -> None:
+    """Draw the weights so that signals keep their size through relu layers (He et al., 2015)."""
+    for layer in (net.from_input, net.from_context, *net.layers[:-1]):
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
 
 def nice_image(
@@ -75,22 +104,30 @@ def nice_image(
     input_dim = math.prod(_checks.check_image_shape(who, image_shape))
     num_values = _checks.check_count(who, "num_values", num_values, least=2)
     num_transforms = _checks.check_count(who, "num_transforms", num_transforms)
+    # A pixel that is always black has its noise alone, a thousandth of another's spread. Of what
+    # an ActNorm standardises, additive couplings are the same functions, found in fewer steps.
+    norm = ActNorm(input_dim)
     odd = torch.arange(input_dim) % 2 == 1
-    couplings = [
-        AdditiveCoupling(
-            input_dim,
-            mask=odd if k % 2 else ~odd,
+
+    def coupling(mask: Tensor) -> AdditiveCoupling:
+        seen, moved = mask.nonzero().flatten(), int((~mask).sum())
+        net = DenseNet(
+            len(seen),
+            moved,
             hidden_dims=hidden_dims,
             context_dim=context_dim,
             activation=activation,
         )
-        for k in range(num_transforms)
-    ]
+        _start_deep(net)
+        conditioner = _BySpread(net, norm, seen)
+        return AdditiveCoupling(
+            input_dim, mask=mask, conditioner=conditioner, context_dim=context_dim
+        )
+
+    couplings = [coupling(odd if k % 2 else ~odd) for k in range(num_transforms)]
     pixels = ElementwiseAffine(input_dim, scale=torch.full((input_dim,), float(num_values)))
     pixels.requires_grad_(False)
-    # A pixel that is always black has its noise alone, a thousandth of another's spread. Of what
-    # an ActNorm standardises, additive couplings are the same functions, found in fewer steps.
-    parts = [_Scaling(input_dim), *couplings, ActNorm(input_dim), pixels]
+    parts = [_Scaling(input_dim), *couplings, norm, pixels]
     return Flow(parts, base=StandardLogistic(input_dim))
 
 
