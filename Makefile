@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c '' >/dev/null 2>&1 && { echo $$p; break; }; done)
 WORKERS ?= 2
 PYTEST_ARGS ?=
-BENCH ?= benchmarks/[!_]*.py
+BENCH ?= benchmarks/[!_]*.py benchmarks/density/[!_]*.py
 
 VENV := .venv
 RUN := $(VENV)/bin/python

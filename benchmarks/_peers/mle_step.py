@@ -24,6 +24,8 @@ def prepare(family: str, batch_size: int, way: str) -> Steps:
     library, dim, how = way.split()
     torch.manual_seed(0)
     data = torch.randn(BATCHES * batch_size, int(dim))
+    if how == "products":
+        return repeated(products(FAMILIES[family](int(dim)), batch_size))
     if library == "ours":
         return repeated(our_step(FAMILIES[family](int(dim)), data, batch_size, how))
     flow = load(library)[family](int(dim)).train()
@@ -49,6 +51,23 @@ def our_step(chain: Peer, data: Tensor, batch_size: int, rung: str) -> Callable[
     loop = MleRun(flow, [data], [], options, same={}, beginning=None).loop
     batches = cycle([((rows,), {}) for rows in data.split(batch_size)])
     return lambda: loop._take(next(batches))
+
+
+def products(chain: Peer, batch_size: int) -> Callable[[], object]:
+    """Return the products with the weights' matrices of a step, forward and backward."""
+    matrices = [p.detach() for p in chain.parameters() if p.dim() == 2]
+    sides = [
+        (torch.randn(batch_size, w.shape[1]), torch.randn(batch_size, w.shape[0]))
+        for w in matrices
+    ]
+
+    def step() -> None:
+        for weight, (inputs, cotangent) in zip(matrices, sides, strict=True):
+            inputs @ weight.mT
+            cotangent @ weight
+            cotangent.mT @ inputs
+
+    return step
 
 
 def peers_step(flow: Peer, data: Tensor, batch_size: int, how: str) -> Callable[[], object]:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -87,7 +88,6 @@ def fitted(name: str, images: np.ndarray, options: dict[str, Any]) -> ImageDensi
 
 def draw(estimator: ImageDensity, images: np.ndarray, out: Path, name: str) -> None:
     """Save the pictures."""
-    pyplot: Any = __import__("matplotlib.pyplot").pyplot
     out.mkdir(parents=True, exist_ok=True)
     plots.plot_loss(estimator.result_).figure.savefig(out / f"{name}_loss.png")
     for temperature in (0.7, 1.0):
@@ -98,7 +98,7 @@ def draw(estimator: ImageDensity, images: np.ndarray, out: Path, name: str) -> N
     ways = [estimator.interpolate(*pair, num=9) for pair in pairs]
     figure = plots.plot_interpolations(np.stack(ways) / 255.0).figure
     figure.savefig(out / f"{name}_ways.png", dpi=150)
-    pyplot.close("all")
+    plt.close("all")
 
 
 def main() -> int:
