@@ -1,5 +1,5 @@
 """Continuous flows: points that move with a velocity, from one time to another."""
 
-from pyro_flows.transforms.continuous.transform import Continuous
+from pyro_flows.transforms.continuous.transform import BASE_TIME, DATA_TIME, Continuous
 
-__all__ = ["Continuous"]
+__all__ = ["BASE_TIME", "DATA_TIME", "Continuous"]
