@@ -54,4 +54,4 @@ def test_flow_from_posterior_draws_scores_and_samples(draws):
     assert report.elbo == pytest.approx(log_evidence(), abs=0.03)
     rates = guide.as_distribution().sample_sites((20_000,))["rate"]
     assert ((rates.mean(0) - EXACT.mean) / EXACT.stddev).abs().max() < 0.06
-    assert (rates.std(0) / EXACT.stddev - 1).abs().max() < 0.06
+    assert (rates.std(0) / EXACT.stddev - 1).abs().max() < 0.1
