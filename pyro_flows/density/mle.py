@@ -13,6 +13,7 @@ from pyro_flows.density.options import MleOptions
 from pyro_flows.density.result import MleResult
 from pyro_flows.infer.training.loop import Callback
 from pyro_flows.infer.training.options import MakeOptimizer
+from pyro_flows.transforms import TransportCost
 
 
 def fit_mle(
@@ -28,6 +29,7 @@ def fit_mle(
     patience: int | None = 30,
     clip_norm: float = 10.0,
     augment: Augment | None = None,
+    penalty: TransportCost | None = None,
     engine: str = "auto",
     optimizer: MakeOptimizer | None = None,
     callbacks: Sequence[Callback] = (),
@@ -61,6 +63,8 @@ def fit_mle(
             to the end.
         clip_norm: Largest norm of the gradient, which is scaled down to it.
         augment: Returns other rows for those of a batch, at each step anew; none if not given.
+        penalty: A :class:`~pyro_flows.transforms.TransportCost` of continuous flows, which the
+            gradient takes into account and the losses do not show.
         engine: ``"auto"``, ``"eager"``, ``"traced"`` or ``"compiled"``.
         optimizer: Returns an optimiser of torch's for the tensors that it is called with.
         callbacks: Called after each step with a :class:`~pyro_flows.infer.StepInfo`; one that
@@ -106,6 +110,7 @@ def fit_mle(
         patience=patience,
         clip_norm=clip_norm,
         augment=augment,
+        penalty=penalty,
         engine=engine,
         optimizer=optimizer,
         callbacks=callbacks,

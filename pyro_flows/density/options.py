@@ -12,6 +12,7 @@ from pyro_flows.density.minibatches import Augment
 from pyro_flows.infer.engine import RUNGS
 from pyro_flows.infer.training.loop import Callback
 from pyro_flows.infer.training.options import MakeOptimizer, check_checkpoint, check_functions
+from pyro_flows.transforms.continuous import TransportCost, check_penalty
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class MleOptions:
     patience: int | None = 30
     clip_norm: float = 10.0
     augment: Augment | None = None
+    penalty: TransportCost | None = None
     engine: str = "auto"
     optimizer: MakeOptimizer | None = None
     callbacks: Sequence[Callback] = ()
@@ -48,6 +50,7 @@ class MleOptions:
             self.who, self.checkpoint, self.checkpoint_every, resume=self.resume
         )
         self._set("checkpoint_every", every)
+        check_penalty(self.who, self.penalty)
         check_functions(self.who, self.callbacks, optimizer=self.optimizer, augment=self.augment)
 
     def _set(self, name: str, value: float) -> None:

@@ -24,6 +24,7 @@ from pyro_flows.infer.threads import threads_for
 from pyro_flows.infer.training.batches import Batches
 from pyro_flows.infer.training.loop import Loop
 from pyro_flows.infer.training.run_file import RunFile, take_steps
+from pyro_flows.transforms.continuous import billed
 
 
 class MleRun:
@@ -173,8 +174,14 @@ class MleRun:
         return self._objective.prepared(data if augment is None else augment(data), *contexts)
 
     def _loss(self, batch: Batch) -> Loss:
-        loss = self._objective.losses(*batch[0]).mean()
-        return Loss(loss, (loss,))
+        penalty = self._options.penalty
+        if penalty is None:
+            loss = self._objective.losses(*batch[0]).mean()
+            return Loss(loss, (loss,))
+        with billed(penalty, self._objective.who) as bill:
+            losses = self._objective.losses(*batch[0])
+        loss = losses.mean()
+        return Loss(loss, (loss + bill.mean(len(losses)),))
 
     @cached_property
     def _fixed(self) -> Sequence[Tensor]:

@@ -81,6 +81,7 @@ def to_share(
         "weight_decay": options.weight_decay,
         "patience": options.patience,
         "clip_norm": options.clip_norm,
+        "penalty": None if options.penalty is None else repr(options.penalty),
         "data": described(tensors[0]),
         "context": [described(tensor) for tensor in tensors[1:]],
         "validation": validation,
