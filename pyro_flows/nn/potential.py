@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_flows import _checks
+from pyro_flows.errors import DomainError
 from pyro_flows.nn.dense import DenseNet
 from pyro_flows.nn.timed import TimedField
 
@@ -21,7 +23,7 @@ class PotentialNet(TimedField):
     Args:
         input_dim: Number of coordinates.
         context_dim: Number of entries of the context; zero for none.
-        hidden_dims: Widths of the hidden layers.
+        hidden_dims: Widths of the hidden layers, at least one.
         activation: Name of the activation: one with a continuous slope, since the field is made of
             that.
         num_frequencies: Number of sines, and of cosines, of the time.
@@ -57,6 +59,15 @@ class PotentialNet(TimedField):
             context_dim=self._num_features + context_dim,
             activation=activation,
         )
+        if not self.net.layers:
+            raise _checks.refusal(
+                DomainError,
+                type(self).__name__,
+                expected="at least one hidden layer, for a gradient that varies",
+                got=f"hidden_dims={tuple(hidden_dims)}",
+            )
+        # A constant has no gradient.
+        self.net.layers[-1].register_parameter("bias", None)
 
     def potential(self, t: Tensor, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the potential, of shape ``(*)``.
