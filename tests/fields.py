@@ -40,4 +40,5 @@ def matrix(d=3):
 def net(d=3, c=0, kind="time", **options):
     """Return a network away from zero, in float64."""
     field = KINDS[kind](d, context_dim=c, **{"hidden_dims": (8, 6), **options}).double()
-    return zoo.randomise(field, scale=0.5)
+    # What a potential's gradient moves, its weights do twice over.
+    return zoo.randomise(field, scale=0.3 if kind == "potential" else 0.5)

@@ -85,6 +85,8 @@ def fit_mle(
         NonFiniteError: The data hold a NaN or an infinity; or too many steps in a row were not
             finite, and the last good state is in place.
         ShapeError: Data or context do not have the shape that the flow takes.
+        NotConvergedError: An iteration within a step, such as a solve with adaptive steps, did
+            not end at the first step, nor after later ones and smaller step sizes.
         CheckpointError: The checkpoint cannot be written, or is damaged, or is another run's.
 
     Reference:

@@ -1,5 +1,6 @@
 """Held-out rows: they say which state is the best, and when to stop."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 
 from pyro_flows.checkpoint import JSON
 from pyro_flows.density.dequantised import Density
+from pyro_flows.errors import NonFiniteError, NotConvergedError
 from pyro_flows.infer.engine import FlatParameters
 from pyro_flows.infer.training.loop import StepInfo
+
+logger = logging.getLogger("pyro_flows")
 
 # More are no faster, and a spline's parameters for them, or features of images, take gigabytes.
 _ROWS_AT_ONCE, _ENTRIES_AT_ONCE = 2**13, 2**19
@@ -33,8 +37,13 @@ def mean_loss(losses: Callable[..., Tensor], flow: Density, tensors: Sequence[Te
     """
     size = rows_at_once(flow)
     chunks = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-    with in_evaluation(flow):
-        total = sum(float(losses(*chunk).double().sum()) for chunk in chunks)
+    try:
+        with in_evaluation(flow):
+            total = sum(float(losses(*chunk).double().sum()) for chunk in chunks)
+    except (NonFiniteError, NotConvergedError) as error:
+        # A solve with adaptive steps, say: no score, and no end of the run.
+        logger.warning("held-out rows have no score: %s", error)
+        return math.inf
     mean = total / len(tensors[0])
     return mean if math.isfinite(mean) else math.inf
 

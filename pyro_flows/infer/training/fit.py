@@ -118,6 +118,8 @@ def fit(
         DomainError: An argument is not possible, or there is nothing to train.
         NonFiniteError: 50 steps in a row were not finite, and smaller steps did not help; the
             last good parameters are in place.
+        NotConvergedError: An iteration within a step, such as a solve with adaptive steps, did
+            not end at the first step, nor after later ones and smaller step sizes.
         CheckpointError: The checkpoint cannot be written, or is damaged, or is another run's.
 
     Reference:

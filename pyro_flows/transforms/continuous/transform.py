@@ -12,6 +12,7 @@ from pyro_flows.nn.field import Dynamics, Field
 from pyro_flows.transforms.base import FlowTransform
 from pyro_flows.transforms.continuous.adaptive import load_library, solve_adaptive
 from pyro_flows.transforms.continuous.cost import TransportCost, open_bill
+from pyro_flows.transforms.continuous.exactness import exactness_is_asked
 from pyro_flows.transforms.continuous.solvers import TABLEAUS, Solution, solve_fixed
 
 # Time at the base distribution, and at the data. All that is continuous keeps to this.
@@ -108,8 +109,11 @@ class Continuous(FlowTransform):
         """Whether the log-determinant is an unbiased estimate, in the mode that the module is in.
 
         The density that is computed from it is then a random number, whose logarithm alone has
-        the right mean.
+        the right mean. Reports of guides, such as :func:`~pyro_flows.diagnose`, and what a fit
+        says at its end, use exact traces in any mode.
         """
+        if exactness_is_asked():
+            return False
         if self.trace == "auto":
             few = self.input_dim <= _FEW
             return self.training and not few and not self.field.cheap_trace
