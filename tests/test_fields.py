@@ -147,6 +147,19 @@ def test_starts_at_the_identity_and_every_parameter_learns(kind, dtype):
 
 
 @EVERY_KIND
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+@pytest.mark.parametrize("activation", ["tanh", "silu", "elu", "leaky_relu", "relu"])
+def test_every_activation_trains(kind, trace, activation):
+    """FAULTS 34: the trace is made of slopes, and its gradient of theirs."""
+    if kind == "potential" and activation not in ("tanh", "silu"):
+        with pytest.raises(DomainError, match="activation to be one of 'tanh', 'silu'"):
+            net(kind=kind, activation=activation)
+        return
+    field, x = net(kind=kind, activation=activation), zoo.points(9, 3)
+    contracts.every_parameter_learns(Continuous(field, num_steps=2, trace=trace), x, None)
+
+
+@EVERY_KIND
 @EVERY_SOLVER
 def test_gradients(kind, options):
     """FAULTS 33: against differences, and by the adjoint."""

@@ -1,14 +1,18 @@
 """A field without curl: the gradient of a potential."""
 
 from collections.abc import Sequence
+from typing import cast
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
+from pyro_flows.nn.activations import ACTIVATIONS
 from pyro_flows.nn.dense import DenseNet
 from pyro_flows.nn.timed import TimedField
+
+SMOOTH = ("tanh", "silu")
 
 
 class PotentialNet(TimedField):
@@ -24,12 +28,11 @@ class PotentialNet(TimedField):
         input_dim: Number of coordinates.
         context_dim: Number of entries of the context; zero for none.
         hidden_dims: Widths of the hidden layers, at least one.
-        activation: Name of the activation: one with a continuous slope, since the field is made of
-            that.
+        activation: ``"tanh"`` or ``"silu"``: the field is made of its slope.
         num_frequencies: Number of sines, and of cosines, of the time.
 
     Raises:
-        DomainError: A size is not possible, or the activation is not known.
+        DomainError: A size or the activation is not possible.
 
     Reference:
         Onken, Wu Fung, Li & Ruthotto (2021), *OT-Flow: Fast and accurate continuous normalizing
@@ -52,6 +55,7 @@ class PotentialNet(TimedField):
         num_frequencies: int = 2,
     ) -> None:
         super().__init__(input_dim, context_dim=context_dim, num_frequencies=num_frequencies)
+        _checks.check_choice(type(self).__name__, "activation", activation, SMOOTH)
         self.net = DenseNet(
             input_dim,
             1,
@@ -88,5 +92,16 @@ class PotentialNet(TimedField):
             z: Points, of shape ``(*, input_dim)``.
             context: Of shape ``(*, context_dim)``.
         """
-        potential, pull = self.net.forward_and_pull(z, self._given(t, context))
-        return pull(torch.ones_like(potential)).expand(*potential.shape[:-1], -1)
+        net, activation = self.net, ACTIVATIONS[self.net.activation]
+        first, others = (cast(nn.Linear, each) for each in (net.from_input, net.from_context))
+        stage = linear(z, first.weight, net.bias) + others(self._given(t, context))
+        *hidden, last = cast("list[nn.Linear]", list(net.layers))
+        slopes = []
+        for layer in hidden:
+            value, slope = activation.value_and_slope(stage)
+            slopes.append(slope)
+            stage = layer(value)
+        received = last.weight[0] * activation.value_and_slope(stage)[1]
+        for layer, slope in zip(reversed(hidden), reversed(slopes), strict=True):
+            received = (received @ layer.weight) * slope
+        return received @ first.weight
