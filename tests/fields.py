@@ -3,7 +3,9 @@
 import torch
 import zoo
 
-from pyro_flows.nn import Field, TimeNet
+from pyro_flows.nn import Field, GatedNet, PotentialNet, TimeNet
+
+KINDS = {"time": TimeNet, "gated": GatedNet, "potential": PotentialNet}
 
 
 class Linear(Field):
@@ -35,7 +37,8 @@ def matrix(d=3):
     return zoo.points(d, d, scale=0.7, seed=3)
 
 
-def net(d=3, c=0, **options):
+def net(d=3, c=0, kind="time", **options):
     """Return a network away from zero, in float64."""
-    field = TimeNet(d, context_dim=c, **{"hidden_dims": (8, 6), **options}).double()
-    return zoo.randomise(field, scale=0.5)
+    field = KINDS[kind](d, context_dim=c, **{"hidden_dims": (8, 6), **options}).double()
+    # What a potential's gradient moves, its weights do twice over.
+    return zoo.randomise(field, scale=0.3 if kind == "potential" else 0.5)

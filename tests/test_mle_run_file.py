@@ -10,7 +10,7 @@ from fits import same
 import pyro_flows as pf
 from pyro_flows.checkpoint import read_checkpoint, write_checkpoint
 from pyro_flows.density import fit_mle
-from pyro_flows.density.saving import KIND
+from pyro_flows.density.objectives import Likelihood
 from pyro_flows.transforms import ActNorm, ElementwiseAffine
 
 # Of 100 rows, 90 are trained on: five steps an epoch, with ten rows left over by each.
@@ -198,9 +198,9 @@ def test_run_of_a_machine_with_a_gpu_goes_on_without_one(tmp_path, caplog):
     whole = run()
     torch.manual_seed(5)
     run(stop=8, checkpoint=path)
-    found = read_checkpoint(path, kind=KIND)
+    found = read_checkpoint(path, kind=Likelihood.kind)
     found.tensors["random/cuda/0"] = torch.zeros(16, dtype=torch.uint8)
-    write_checkpoint(path, found.tensors, found.record, kind=KIND)
+    write_checkpoint(path, found.tensors, found.record, kind=Likelihood.kind)
     if not torch.cuda.is_available():
         assert_equal_runs(whole, run(checkpoint=path, resume=True), 8)
         assert "found 0 CUDA devices where the state is of 1" in caplog.text
@@ -237,11 +237,11 @@ def test_run_is_saved_every_so_many_seconds(every, saves, tmp_path):
     path, seen = tmp_path / "run", []
 
     def look(info):
-        found = path.exists() and read_checkpoint(path, kind=KIND).tensors["losses"]
+        found = path.exists() and read_checkpoint(path, kind=Likelihood.kind).tensors["losses"]
         seen.append(0 if found is False else len(found))
 
     options = {"checkpoint": path, "checkpoint_every": every, "callbacks": [look], "epochs": 2}
     fit_mle(pf.Flow(ElementwiseAffine(2)), rows(), batch_size=45, progress=False, **options)
     assert seen == saves
-    assert len(read_checkpoint(path, kind=KIND).tensors["losses"]) == 4
+    assert len(read_checkpoint(path, kind=Likelihood.kind).tensors["losses"]) == 4
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -13,7 +13,7 @@ from models import normal_data, normal_model
 import pyro_flows as pf
 from pyro_flows.checkpoint import read_checkpoint, write_checkpoint
 from pyro_flows.density import fit_mle
-from pyro_flows.density.saving import KIND
+from pyro_flows.density.objectives import Likelihood
 from pyro_flows.errors import CheckpointError
 from pyro_flows.transforms import ActNorm, AffineCoupling, ElementwiseAffine
 
@@ -111,9 +111,9 @@ def test_run_of_another_flow_is_refused(saved):
 
 def test_weights_that_are_not_finite_are_refused(saved):
     """FAULTS 73."""
-    found = read_checkpoint(saved, kind=KIND)
+    found = read_checkpoint(saved, kind=Likelihood.kind)
     found.tensors["parameters/transform.parts.1.transform.loc"][0] = math.nan
-    write_checkpoint(saved, found.tensors, found.record, kind=KIND)
+    write_checkpoint(saved, found.tensors, found.record, kind=Likelihood.kind)
     assert_refused(saved, r"NaN or infinite entries: 1 of 2 in 'parameters/transform\.parts\.1")
 
 
@@ -132,9 +132,9 @@ UNFIT = {
 @pytest.mark.parametrize("change", UNFIT.values(), ids=UNFIT)
 def test_run_of_another_making_is_refused_and_nothing_is_taken_over(change, saved):
     """FAULTS 71: whatever a later release may write, or leave out."""
-    found = read_checkpoint(saved, kind=KIND)
+    found = read_checkpoint(saved, kind=Likelihood.kind)
     change(found.tensors, found.record)
-    write_checkpoint(saved, found.tensors, found.record, kind=KIND)
+    write_checkpoint(saved, found.tensors, found.record, kind=Likelihood.kind)
     assert_refused(saved, "^(fit_mle|beginning_of): expected a (run|random state)")
 
 
@@ -184,6 +184,6 @@ print(json.dumps(whole))
 def test_process_that_is_asked_to_end_saves_first_and_another_goes_on(tmp_path):
     """FAULTS 63, 69, 74: a new process, on two threads, ends like one that never stopped."""
     one = faults.run_script(PROCESS, tmp_path / "run", 1)
-    assert len(read_checkpoint(tmp_path / "run", kind=KIND).tensors["losses"]) == 10
+    assert len(read_checkpoint(tmp_path / "run", kind=Likelihood.kind).tensors["losses"]) == 10
     assert faults.run_script(PROCESS, tmp_path / "run", 2) == one
     assert len(json.loads(one)) == 7 * 3 + 3 + 1

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from _peers import Peer, load
 from _peers.ours import FAMILIES
+from pyro_flows.density.objectives import Likelihood
 from pyro_flows.density.options import MleOptions
 from pyro_flows.density.run import MleRun
 from pyro_flows.distributions import Flow
@@ -48,7 +49,9 @@ def our_step(chain: Peer, data: Tensor, batch_size: int, rung: str) -> Callable[
     options = MleOptions(
         epochs=EPOCHS, batch_size=batch_size, lr=RATE, engine=rung, progress=False
     )
-    loop = MleRun(flow, [data], [], options, same={}, beginning=None).loop
+    loop = MleRun(
+        Likelihood(flow), [data], [], options, same={}, beginning=torch.get_rng_state()
+    ).loop
     batches = cycle([((rows,), {}) for rows in data.split(batch_size)])
     return lambda: loop._take(next(batches))
 

@@ -13,6 +13,7 @@ from pyro_flows import _checks, flows
 from pyro_flows.density.contexts import StandardisedContext, context_scaling
 from pyro_flows.density.conventions import Conventions, as_device, as_seed, check_repeatable
 from pyro_flows.density.dequantised import Density, Dequantised
+from pyro_flows.density.matching import fit_matching
 from pyro_flows.density.minibatches import check_rows, split
 from pyro_flows.density.mle import fit_mle
 from pyro_flows.density.preparation import WAYS, check_columns, scaling
@@ -27,6 +28,7 @@ from pyro_flows.transforms import FlowTransform
 logger = logging.getLogger("pyro_flows")
 
 _WHO = "FlowDensity"
+_OBJECTIVES = ("likelihood", "matching")
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -43,6 +45,9 @@ class FlowDensity(Conventions):
     Args:
         flow: Name of a recipe (:mod:`pyro_flows.flows`), or a function ``(input_dim, *,
             context_dim=0) -> Flow``.
+        objective: ``"likelihood"``: :func:`~pyro_flows.density.fit_mle`; or ``"matching"``:
+            :func:`~pyro_flows.density.fit_matching`, for a continuous flow such as ``"cnf"``, with
+            more epochs, a larger ``lr`` and no ``patience``.
         standardise: ``"sd"``, ``"robust"`` (medians and quartiles), ``"whiten"`` or ``"none"``.
         dequantise: Whether columns of integers take noise, uniform on [0, 1) and fresh at each
             step; of them, log-probabilities are then bounded and draws are integers.
@@ -91,6 +96,7 @@ class FlowDensity(Conventions):
         self,
         flow: str | flows.Recipe = "nsf",
         *,
+        objective: str = "likelihood",
         standardise: str = "sd",
         dequantise: bool = False,
         drop_missing: bool = False,
@@ -107,7 +113,8 @@ class FlowDensity(Conventions):
         random_state: Any = None,
         progress: bool = False,
     ) -> None:
-        self.flow, self.standardise, self.dequantise = flow, standardise, dequantise
+        self.flow, self.objective = flow, objective
+        self.standardise, self.dequantise = standardise, dequantise
         self.drop_missing, self.validation = drop_missing, validation
         self.epochs, self.batch_size, self.lr = epochs, batch_size, lr
         self.weight_decay, self.patience, self.num_starts = weight_decay, patience, num_starts
@@ -134,6 +141,7 @@ class FlowDensity(Conventions):
             resume: Whether to go on from ``checkpoint``, if there is such a file.
         """
         _checks.check_choice(_WHO, "standardise", self.standardise, WAYS)
+        _checks.check_choice(_WHO, "objective", self.objective, _OBJECTIVES)
         num_starts = _checks.check_count(_WHO, "num_starts", self.num_starts)
         if checkpoint is not None:
             check_repeatable(_WHO, self.random_state, num_starts=num_starts)
@@ -277,7 +285,8 @@ class FlowDensity(Conventions):
         device = as_device(_WHO, self.device)
         flow = flow.to(device)
         train, held_out = ([table.to(device) for table in tables] for tables in (train, held_out))
-        result = fit_mle(
+        fit_by: Any = fit_mle if self.objective == "likelihood" else fit_matching
+        result = fit_by(
             self._over_integers(inner.to(device)),
             train[0],
             context=train[1] if len(train) > 1 else None,

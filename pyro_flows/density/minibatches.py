@@ -11,6 +11,7 @@ from pyro_flows import _checks
 from pyro_flows.errors import DomainError, ShapeError
 
 Augment = Callable[[Tensor], Tensor]
+Prepare = Callable[..., tuple[Tensor, ...]]
 
 
 class Minibatches:
@@ -22,7 +23,7 @@ class Minibatches:
     Args:
         tensors: Tensors with the same number of rows.
         batch_size: Rows of a batch; all rows where there are fewer.
-        augment: Returns other rows of the first tensor for those of a batch; none if not given.
+        prepare: Returns other tensors for those of a batch; the same ones if not given.
 
     Example:
         >>> import torch
@@ -32,9 +33,9 @@ class Minibatches:
     """
 
     def __init__(
-        self, tensors: Sequence[Tensor], batch_size: int, augment: Augment | None = None
+        self, tensors: Sequence[Tensor], batch_size: int, prepare: Prepare | None = None
     ) -> None:
-        self._tensors, self._augment = list(tensors), augment
+        self._tensors, self._prepare = list(tensors), prepare
         self.num_rows = len(self._tensors[0])
         self.batch_size = min(batch_size, self.num_rows)
 
@@ -46,8 +47,8 @@ class Minibatches:
         for k in range(len(self)):
             rows = order[k * self.batch_size : (k + 1) * self.batch_size]
             # Three times as fast as indexing.
-            data, *contexts = (tensor.index_select(0, rows) for tensor in self._tensors)
-            yield (data if self._augment is None else self._augment(data), *contexts)
+            batch = tuple(tensor.index_select(0, rows) for tensor in self._tensors)
+            yield batch if self._prepare is None else self._prepare(*batch)
 
 
 def split(who: str, tensors: Sequence[Tensor], share: float) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,31 +1,19 @@
 """Fit a flow to data by maximum likelihood."""
 
 import os
-import time
 from collections.abc import Sequence
 
-import numpy as np
-import pyro
 from torch import Tensor
 
-from pyro_flows import _checks
-from pyro_flows.density.dequantised import Density, Dequantised
-from pyro_flows.density.minibatches import Augment, check_rows, split
+from pyro_flows.density.dequantised import Density
+from pyro_flows.density.fitting import HeldOutRows, check_density, fit_density
+from pyro_flows.density.minibatches import Augment
+from pyro_flows.density.objectives import Likelihood
 from pyro_flows.density.options import MleOptions
 from pyro_flows.density.result import MleResult
-from pyro_flows.density.run import MleRun
-from pyro_flows.density.saving import Beginning, to_share
-from pyro_flows.errors import DomainError, NonFiniteError, ShapeError
-from pyro_flows.infer.random import seeded
 from pyro_flows.infer.training.loop import Callback
 from pyro_flows.infer.training.options import MakeOptimizer
-from pyro_flows.transforms import initialise_from_data
-
-_WHO = "fit_mle"
-# Of the rows from which each ActNorm starts; more tell little more.
-_ENTRIES_TO_START = 2**20
-
-HeldOutRows = float | Tensor | tuple[Tensor, Tensor] | None
+from pyro_flows.transforms import TransportCost
 
 
 def fit_mle(
@@ -41,6 +29,7 @@ def fit_mle(
     patience: int | None = 30,
     clip_norm: float = 10.0,
     augment: Augment | None = None,
+    penalty: TransportCost | None = None,
     engine: str = "auto",
     optimizer: MakeOptimizer | None = None,
     callbacks: Sequence[Callback] = (),
@@ -74,6 +63,8 @@ def fit_mle(
             to the end.
         clip_norm: Largest norm of the gradient, which is scaled down to it.
         augment: Returns other rows for those of a batch, at each step anew; none if not given.
+        penalty: A :class:`~pyro_flows.transforms.TransportCost` of continuous flows, which the
+            gradient takes into account and the losses do not show.
         engine: ``"auto"``, ``"eager"``, ``"traced"`` or ``"compiled"``.
         optimizer: Returns an optimiser of torch's for the tensors that it is called with.
         callbacks: Called after each step with a :class:`~pyro_flows.infer.StepInfo`; one that
@@ -95,6 +86,8 @@ def fit_mle(
         NonFiniteError: The data hold a NaN or an infinity; or too many steps in a row were not
             finite, and the last good state is in place.
         ShapeError: Data or context do not have the shape that the flow takes.
+        NotConvergedError: An iteration within a step, such as a solve with adaptive steps, did
+            not end at the first step, nor after later ones and smaller step sizes.
         CheckpointError: The checkpoint cannot be written, or is damaged, or is another run's.
 
     Reference:
@@ -111,6 +104,7 @@ def fit_mle(
         >>> result.steps, len(result.validation)
         (2, 2)
     """
+    objective = Likelihood(check_density("fit_mle", flow))
     options = MleOptions(
         epochs=epochs,
         batch_size=batch_size,
@@ -119,6 +113,7 @@ def fit_mle(
         patience=patience,
         clip_norm=clip_norm,
         augment=augment,
+        penalty=penalty,
         engine=engine,
         optimizer=optimizer,
         callbacks=callbacks,
@@ -127,86 +122,4 @@ def fit_mle(
         resume=resume,
         progress=progress,
     )
-    began = time.perf_counter()
-    tensors = _checked(flow, data, context)
-    with seeded(_WHO, seed), pyro.validation_enabled(False):
-        beginning = Beginning(options.checkpoint, resume=options.resume)
-        with beginning:
-            train, held_out = _split(flow, tensors, validation)
-        given = validation if validation is None or isinstance(validation, float) else held_out
-        same = to_share(options, flow, tensors, given) if options.checkpoint is not None else {}
-        if not beginning.goes_on:
-            _start(flow, train)
-        run = MleRun(flow, train, held_out, options, same=same, beginning=beginning.state)
-        run.take()
-    return MleResult(
-        losses=np.array(run.loop.losses),
-        validation=np.array(run.held_out.scores),
-        nll=run.nll,
-        status=run.status,
-        reason=run.reason,
-        epochs=-(-len(run.loop.losses) // run.steps_per_epoch),
-        steps=len(run.loop.losses),
-        skipped_steps=run.loop.skipped,
-        seconds=time.perf_counter() - began,
-        lr=run.loop.base_sizes[0],
-        state=run.state,
-        engine=run.loop.engine.rung,
-    )
-
-
-def _start(flow: Density, train: list[Tensor]) -> None:
-    """Set every ActNorm from some of the rows."""
-    rows, *contexts = (tensor[: max(2, _ENTRIES_TO_START // flow.input_dim)] for tensor in train)
-    points = flow.dequantise(rows)[0] if isinstance(flow, Dequantised) else rows
-    initialise_from_data(flow.transform, points, *contexts)
-
-
-def _checked(flow: Density, data: Tensor, context: Tensor | None) -> list[Tensor]:
-    """Return data and context, if any, as rows that the flow takes."""
-    if not isinstance(flow, Density):
-        raise _checks.refusal(
-            DomainError,
-            _WHO,
-            expected="a Flow, or a Dequantised one",
-            got=_checks.describe(flow),
-        )
-    tensors = check_rows(_WHO, data, context)
-    if data.shape[1:] != flow.event_shape:
-        raise _checks.refusal(
-            ShapeError,
-            _WHO,
-            expected=f"rows of {flow.event_shape[0]} entries",
-            got=_checks.describe(data),
-        )
-    _checks.check_context(_WHO, context, flow.context_dim)
-    for name, tensor in zip(("data", "context"), tensors, strict=False):
-        _check_finite(name, tensor)
-    if isinstance(flow, Dequantised):
-        flow.check_integers(_WHO, data)
-    return tensors
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    bad = (~tensor.isfinite()).flatten(1).sum(0)
-    if bool(bad.any()):
-        columns = ", ".join(f"{int(bad[k])} in column {k}" for k in bad.nonzero().flatten()[:10])
-        raise _checks.refusal(
-            NonFiniteError,
-            _WHO,
-            expected=f"{name} without NaN and infinities",
-            got=columns,
-            advice="Drop those rows knowingly.",
-        )
-
-
-def _split(
-    flow: Density, tensors: list[Tensor], validation: HeldOutRows
-) -> tuple[list[Tensor], list[Tensor]]:
-    if validation is None:
-        return tensors, []
-    if isinstance(validation, Tensor):
-        return tensors, _checked(flow, validation, None)
-    if isinstance(validation, tuple):
-        return tensors, _checked(flow, *validation)
-    return split(_WHO, tensors, validation)
+    return fit_density(objective, data, context, validation, options=options, seed=seed)

@@ -13,11 +13,12 @@ class MleResult:
     """The course and the outcome of a fit of a density to data.
 
     Attributes:
-        losses: Mean negative log-likelihood of each step's batch, in nats, of shape ``(steps,)``;
-            NaN where the step was skipped.
-        validation: The same of the held-out rows, after each epoch, of shape ``(epochs,)``; empty
-            without any.
-        nll: The same of the held-out rows at the end, or, without any, of the last epoch's steps.
+        losses: Mean of the objective over each step's batch, of shape ``(steps,)``; NaN where the
+            step was skipped.
+        validation: The same over the held-out rows, after each epoch, of shape ``(epochs,)``;
+            empty without any.
+        nll: Mean negative log-likelihood of the held-out rows at the end, in nats; without any,
+            of rows that were trained on.
         status: ``"converged"``: the held-out likelihood rose no more; ``"max_epochs"``; or
             ``"interrupted"``.
         reason: Why the fit ended, in words.
@@ -30,6 +31,8 @@ class MleResult:
         state: Which state is in place: ``"average"`` over the last steps, ``"best"`` on the
             held-out rows, or ``"last"``.
         engine: How the last step ran: ``"eager"``, ``"traced"`` or ``"compiled"``.
+        objective: What was minimised: ``"NLL"``, the negative log-likelihood, or ``"matching
+            loss"``, that of :func:`~pyro_flows.density.fit_matching`.
     """
 
     losses: np.ndarray = field(repr=False)
@@ -44,6 +47,7 @@ class MleResult:
     lr: float
     state: str
     engine: str
+    objective: str = "NLL"
 
     def __repr__(self) -> str:
         skipped = f", {self.skipped_steps} skipped" if self.skipped_steps else ""

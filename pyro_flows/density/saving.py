@@ -1,4 +1,4 @@
-"""A maximum-likelihood fit in a file: what it must share with the run that goes on from it."""
+"""The fit of a density in a file: what it must share with the run that goes on from it."""
 
 import hashlib
 import os
@@ -14,7 +14,6 @@ from pyro_flows.density.options import MleOptions
 from pyro_flows.infer.random import aside
 from pyro_flows.infer.training.run_file import beginning_of
 
-KIND = "maximum-likelihood run"
 # Digits of a SHA-256, enough to tell tables apart by.
 _DIGITS = 16
 
@@ -27,6 +26,7 @@ class Beginning:
 
     Args:
         checkpoint: The file of the run.
+        kind: Which sort of run it must be.
         resume: Whether to go on from it, if it is there.
 
     Attributes:
@@ -37,11 +37,13 @@ class Beginning:
         CheckpointError: The file is damaged, or is no such run's.
     """
 
-    def __init__(self, checkpoint: str | os.PathLike[str] | None, *, resume: bool) -> None:
+    def __init__(
+        self, checkpoint: str | os.PathLike[str] | None, *, kind: str, resume: bool
+    ) -> None:
         self.goes_on = resume and checkpoint is not None and Path(checkpoint).exists()
         self.state = torch.get_rng_state()
         if self.goes_on and checkpoint is not None:
-            self.state = beginning_of(checkpoint, KIND)
+            self.state = beginning_of(checkpoint, kind)
         self._context = aside() if self.goes_on else nullcontext()
 
     def __enter__(self) -> None:
@@ -79,6 +81,7 @@ def to_share(
         "weight_decay": options.weight_decay,
         "patience": options.patience,
         "clip_norm": options.clip_norm,
+        "penalty": None if options.penalty is None else repr(options.penalty),
         "data": described(tensors[0]),
         "context": [described(tensor) for tensor in tensors[1:]],
         "validation": validation,

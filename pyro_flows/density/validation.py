@@ -1,16 +1,21 @@
 """Held-out rows: they say which state is the best, and when to stop."""
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_flows.checkpoint import JSON
 from pyro_flows.density.dequantised import Density
+from pyro_flows.errors import NonFiniteError, NotConvergedError
 from pyro_flows.infer.engine import FlatParameters
 from pyro_flows.infer.training.loop import StepInfo
+
+logger = logging.getLogger("pyro_flows")
 
 # More are no faster, and a spline's parameters for them, or features of images, take gigabytes.
 _ROWS_AT_ONCE, _ENTRIES_AT_ONCE = 2**13, 2**19
@@ -22,18 +27,38 @@ def rows_at_once(flow: Density) -> int:
 
 
 @torch.no_grad()
-def mean_nll(flow: Density, tensors: Sequence[Tensor]) -> float:
-    """Return the mean negative log-likelihood of some rows, in nats; infinity if not finite.
+def mean_loss(losses: Callable[..., Tensor], flow: Density, tensors: Sequence[Tensor]) -> float:
+    """Return the mean loss of some rows in evaluation mode, in nats; infinity if not finite.
 
     Args:
-        flow: The flow, in the mode that it is in.
-        tensors: The rows, and their contexts, if any.
+        losses: Returns the loss of each row.
+        flow: The flow.
+        tensors: What the losses are computed from, row by row.
     """
     size = rows_at_once(flow)
     chunks = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-    total = sum(float(log_likelihood(flow, *chunk).double().sum()) for chunk in chunks)
-    nll = -total / len(tensors[0])
-    return nll if math.isfinite(nll) else math.inf
+    try:
+        with in_evaluation(flow):
+            total = sum(float(losses(*chunk).double().sum()) for chunk in chunks)
+    except (NonFiniteError, NotConvergedError) as error:
+        # A solve with adaptive steps, say: no score, and no end of the run.
+        logger.warning("held-out rows have no score: %s", error)
+        return math.inf
+    mean = total / len(tensors[0])
+    return mean if math.isfinite(mean) else math.inf
+
+
+@contextmanager
+def in_evaluation(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and back."""
+    # Module by module: one that is frozen in eval mode stays so.
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def log_likelihood(flow: Density, rows: Tensor, context: Tensor | None = None) -> Tensor:
@@ -48,14 +73,14 @@ class HeldOut:
     as the best.
 
     Args:
-        flow: The flow.
-        flat: Its parameters.
-        tensors: The held-out rows, and their contexts, if any; none to keep no state.
+        score: Returns the mean loss of the held-out rows; none where there are none, and no state
+            is kept.
+        flat: The parameters.
         steps_per_epoch: Number of steps of an epoch.
         patience: Epochs without a better score after which to stop; none to go on to the end.
 
     Attributes:
-        scores: The mean negative log-likelihood after each epoch, in nats.
+        scores: The mean loss after each epoch, in nats.
         best: The lowest of them.
         state: The parameters then; an empty list before there are any.
         ran_out: Whether patience did.
@@ -63,13 +88,12 @@ class HeldOut:
 
     def __init__(
         self,
-        flow: Density,
+        score: Callable[[], float] | None,
         flat: FlatParameters,
-        tensors: Sequence[Tensor],
         steps_per_epoch: int,
         patience: int | None,
     ) -> None:
-        self._flow, self._flat, self._tensors = flow, flat, list(tensors)
+        self._score, self._flat = score, flat
         self._steps_per_epoch, self._patience = steps_per_epoch, patience
         self.scores: list[float] = []
         self.best, self.state = math.inf, list[Tensor]()
@@ -77,25 +101,14 @@ class HeldOut:
 
     def __call__(self, info: StepInfo) -> bool:
         """Look at a step that was taken, and say whether to stop."""
-        if not self._tensors or info.step % self._steps_per_epoch:
+        if self._score is None or info.step % self._steps_per_epoch:
             return False
-        self.scores.append(self.score())
+        self.scores.append(self._score())
         self._since += 1
         if self.scores[-1] < self.best:
             self.best, self.state, self._since = self.scores[-1], self._flat.copy(), 0
         self.ran_out = self._patience is not None and self._since >= self._patience
         return self.ran_out
-
-    def score(self) -> float:
-        """Return the mean negative log-likelihood of the held-out rows."""
-        # Module by module: one that is frozen in eval mode stays so.
-        modes = [(module, module.training) for module in self._flow.modules()]
-        self._flow.eval()
-        try:
-            return mean_nll(self._flow, self._tensors)
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def tensors(self) -> list[Tensor]:
         """Return the best state: to save it."""

@@ -22,6 +22,7 @@ from pyro_flows.infer import store
 from pyro_flows.infer.importance import psis
 from pyro_flows.infer.posterior_draws import PosteriorDraws
 from pyro_flows.infer.random import seeded
+from pyro_flows.transforms.continuous import exact_traces
 
 logger = logging.getLogger("pyro_flows")
 
@@ -134,6 +135,7 @@ def to_arviz(
         stack.enter_context(store.unused())
         stack.enter_context(seeded("to_arviz", seed))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(exact_traces())
         # A NaN is to be reported with its site, not by the distribution that it reaches first.
         stack.enter_context(pyro.validation_enabled(False))
         chains = chains_of(model, guide, args, kwargs, num_draws)

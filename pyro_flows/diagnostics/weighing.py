@@ -1,6 +1,7 @@
 """Draws of a guide with the weights that make them draws of the posterior."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyro_flows.infer.guides.auto_flow import AutoFlow
 from pyro_flows.infer.importance import psis
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import seeded
+from pyro_flows.transforms.continuous import exact_traces
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ def weigh(
     if chunk_size is not None:
         chunk_size = _checks.check_count(who, "chunk_size", chunk_size)
     _check_ready(who, guide)
-    with store.unused(), seeded(who, seed), torch.no_grad(), pyro.validation_enabled(False):
+    with ExitStack() as stack:
+        for each in (store.unused(), seeded(who, seed), torch.no_grad(), exact_traces()):
+            stack.enter_context(each)
+        stack.enter_context(pyro.validation_enabled(False))
         particles = Particles(model, guide, args, kwargs)
         _check_whole(who, particles)
         draws = particles.draw(num_draws, chunk_size)

@@ -115,6 +115,15 @@ class Flow(DistributionModule):
         return self.base_dist.has_rsample
 
     @property
+    def stochastic(self) -> bool:
+        """Whether log-densities are estimates, in the present mode: random numbers.
+
+        They are where a :class:`~pyro_flows.transforms.Continuous` estimates its trace. Reports
+        such as :func:`~pyro_flows.diagnose` use exact ones in any mode.
+        """
+        return self.transform.stochastic
+
+    @property
     def context_dim(self) -> int:
         """Number of entries of the context; zero for none."""
         return self.transform.context_dim

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 
+from pyro_flows import _checks
 from pyro_flows.distributions import Flow
 from pyro_flows.flows._options import check_options
-from pyro_flows.nn import TimeNet
+from pyro_flows.nn import GatedNet, PotentialNet, TimeNet
 from pyro_flows.transforms import Continuous
+
+FIELDS = {"time": TimeNet, "gated": GatedNet, "potential": PotentialNet}
 
 
 def cnf(
     input_dim: int,
     *,
     num_transforms: int = 1,
+    field: str = "time",
     hidden_dims: Sequence[int] | None = None,
     context_dim: int = 0,
     activation: str = "tanh",
@@ -22,11 +26,15 @@ def cnf(
     trace: str = "auto",
     adjoint: bool = False,
 ) -> Flow:
-    """Build a continuous normalizing flow (FFJORD), with exact traces for two hidden layers.
+    """Build a continuous normalizing flow (FFJORD), with exact traces at the cost of a layer.
 
     Args:
         input_dim: Number of coordinates.
         num_transforms: Number of fields, one after the other.
+        field: ``"time"``: :class:`~pyro_flows.nn.TimeNet`; ``"gated"``:
+            :class:`~pyro_flows.nn.GatedNet`; or ``"potential"``:
+            :class:`~pyro_flows.nn.PotentialNet`, whose exact trace takes a product for each
+            coordinate.
         hidden_dims: Widths of the hidden layers of each field; two, chosen from the sizes, if not
             given.
         context_dim: Number of entries of the context; zero for none.
@@ -51,10 +59,11 @@ def cnf(
         torch.Size([10, 4])
     """
     check_options("cnf", input_dim, num_transforms, context_dim, activation)
+    kind = FIELDS[_checks.check_choice("cnf", "field", field, tuple(FIELDS))]
     width = max(64, 2 * (input_dim + context_dim))
     return Flow(
         Continuous(
-            TimeNet(
+            kind(
                 input_dim,
                 context_dim=context_dim,
                 hidden_dims=(width, width) if hidden_dims is None else hidden_dims,

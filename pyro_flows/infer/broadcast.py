@@ -21,6 +21,7 @@ from pyro_flows.errors import FlowError
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.tracer import Draws, Fn, Site, Tracer, check_latents, sample_sites
 from pyro_flows.infer.vmap import densities_agree, missing_batching_rules
+from pyro_flows.transforms.continuous import exact_traces
 
 How = Literal["plate", "vmap", "loop"]
 # The log-densities of one particle, by site.
@@ -81,7 +82,8 @@ def check_broadcast(tracer: Tracer) -> Broadcast:
         DomainError: The model has latents in some draws that the guide lacks.
     """
     drawn = draws = references = None
-    with pyro.validation_enabled(False):
+    # Estimates would differ from one run to the other.
+    with pyro.validation_enabled(False), exact_traces():
         try:
             drawn = _guide_on_plate(tracer)
             draws = tracer.draws(drawn, _NUM)

@@ -201,6 +201,23 @@ class PosteriorDistribution(DistributionModule):
             DomainError: A latent is missing or not known, or a value lies outside its support.
             ShapeError: A shape is wrong.
         """
+        z, ladj = self._joint(values)
+        return self.log_prob(z) - ladj
+
+    def coordinates(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return the unconstrained vectors at the latents' values: what :meth:`sites` undoes.
+
+        Args:
+            values: For each latent a tensor of shape ``(*)`` + the latent's shape.
+
+        Raises:
+            DomainError: A latent is missing or not known, or a value lies outside its support.
+            ShapeError: A shape is wrong.
+        """
+        return self._joint(values)[0]
+
+    def _joint(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+        """Return unconstrained vectors, and the ladj of the way back."""
         if set(values) != set(self.shapes):
             raise _checks.refusal(
                 DomainError,
@@ -215,10 +232,7 @@ class PosteriorDistribution(DistributionModule):
         }
         batch = _checks.check_broadcast(self._name, **batches)
         z = torch.cat([z.expand(*batch, z.shape[-1]) for z, _ in parts], -1)
-        total = self.log_prob(z)
-        for _, ladj in parts:
-            total = total - ladj
-        return total
+        return z, sum(ladj for _, ladj in parts)
 
     def _unconstrained(self, latent: Latent, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return a value's coordinates, of shape ``(*, d)``, and the ladj of the way back."""

@@ -2,7 +2,9 @@
 
 from pyro_flows.nn.convolutional import ConvNet
 from pyro_flows.nn.dense import DenseNet
-from pyro_flows.nn.field import Field, TimeNet
+from pyro_flows.nn.field import Field
+from pyro_flows.nn.layered import GatedNet, TimeNet
 from pyro_flows.nn.masked import MaskedNet
+from pyro_flows.nn.potential import PotentialNet
 
-__all__ = ["ConvNet", "DenseNet", "Field", "MaskedNet", "TimeNet"]
+__all__ = ["ConvNet", "DenseNet", "Field", "GatedNet", "MaskedNet", "PotentialNet", "TimeNet"]

@@ -16,18 +16,27 @@ class Activation(NamedTuple):
 
     function: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor, Tensor], Tensor]
-    slope_of_value: Callable[[Tensor], Tensor] | None = None
+    both: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the value and the derivative at a pre-activation."""
-        value = self.function(a)
-        if self.slope_of_value is None:
-            return value, self.slope(a)
-        return value, self.slope_of_value(value)
+        """Return the value and the derivative at a pre-activation, to be differentiated again."""
+        return self.both(a) if self.both else (self.function(a), self.slope(a))
 
     def slope(self, a: Tensor) -> Tensor:
         """Return the derivative at a pre-activation."""
         return self.pull(torch.ones_like(a), a)
+
+
+def _tanh(a: Tensor) -> tuple[Tensor, Tensor]:
+    value = torch.tanh(a)
+    return value, 1 - value * value
+
+
+def _silu(a: Tensor) -> tuple[Tensor, Tensor]:
+    # What autograd computes the slope by has no derivative of its own.
+    gate = torch.sigmoid(a)
+    value = a * gate
+    return value, gate + value * (1 - gate)
 
 
 # The operations by which autograd would do it, one for each activation.
@@ -39,10 +48,8 @@ ACTIVATIONS = {
         functional.leaky_relu, lambda g, a: _aten.leaky_relu_backward(g, a, 0.01, False)
     ),
     "elu": Activation(functional.elu, lambda g, a: _aten.elu_backward(g, 1, 1, 1, False, a)),
-    "silu": Activation(functional.silu, _aten.silu_backward),
-    "tanh": Activation(
-        torch.tanh, lambda g, a: pull_tanh(g, torch.tanh(a)), lambda value: 1 - value * value
-    ),
+    "silu": Activation(functional.silu, _aten.silu_backward, _silu),
+    "tanh": Activation(torch.tanh, lambda g, a: pull_tanh(g, torch.tanh(a)), _tanh),
 }
 
 

@@ -9,8 +9,8 @@ from torch.nn.functional import linear
 Velocity = Callable[[Tensor], Tensor]
 
 
-def velocity_and_trace(velocity: Velocity, z: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return :math:`v(z)` and :math:`\mathrm{tr} \, \partial v / \partial z`.
+def by_all_products(velocity: Velocity, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return :math:`v(z)`, the trace of its Jacobian, and the squared Frobenius norm of that.
 
     One Jacobian-vector product for each coordinate, all in one call.
 
@@ -19,21 +19,21 @@ def velocity_and_trace(velocity: Velocity, z: Tensor) -> tuple[Tensor, Tensor]:
         z: Of shape ``(*, D)``.
     """
 
-    def along(direction: Tensor) -> tuple[Tensor, Tensor]:
+    def along(direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value, tangent = _product(velocity, z, direction.expand_as(z))
-        return value, (tangent * direction).sum(-1)
+        return value, (tangent * direction).sum(-1), tangent.square().sum(-1)
 
     axes = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-    values, diagonal = torch.func.vmap(along)(axes)
+    values, diagonal, squares = torch.func.vmap(along)(axes)
     # The value is computed once: it does not depend on the direction.
-    return values[0], diagonal.sum(0)
+    return values[0], diagonal.sum(0), squares.sum(0)
 
 
-def velocity_and_estimate(velocity: Velocity, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return :math:`v(z)` and :math:`\epsilon^\top (\partial v / \partial z) \, \epsilon`.
+def by_one_product(velocity: Velocity, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return :math:`v(z)`, :math:`\epsilon^\top J \epsilon` and :math:`\|J \epsilon\|^2`.
 
-    Its mean is the trace, where the entries of the noise are independent, of mean zero and
-    variance one.
+    Their means are the trace of the Jacobian :math:`J` and its squared Frobenius norm, where the
+    entries of the noise are independent, of mean zero and variance one.
 
     Args:
         velocity: Maps each row of its argument by itself.
@@ -45,7 +45,7 @@ def velocity_and_estimate(velocity: Velocity, z: Tensor, noise: Tensor) -> tuple
         Laplacian smoothing splines*, proposition 1.
     """
     value, tangent = _product(velocity, z, noise)
-    return value, (tangent * noise).sum(-1)
+    return value, (tangent * noise).sum(-1), tangent.square().sum(-1)
 
 
 def _product(velocity: Velocity, z: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,8 +90,26 @@ class TraceOfLayers:
         return slopes[0] @ self._kernel if slopes else self._kernel
 
     def _along_each_coordinate(self, slopes: Sequence[Tensor]) -> Tensor:
-        first, *middle, last = self._matrices
-        rows = first.mT
-        for slope, matrix in zip(slopes, middle, strict=False):
-            rows = linear(rows * slope[..., None, :], matrix)
+        *before, last = self._matrices
+        rows = tangents(before, slopes[:-1], None)
         return (rows * slopes[-1][..., None, :] * last).sum((-1, -2))
+
+
+def tangents(
+    matrices: Sequence[Tensor], slopes: Sequence[Tensor], directions: Tensor | None
+) -> Tensor:
+    """Return the products of a fully connected network's Jacobian with some directions.
+
+    Args:
+        matrices: The matrix of each layer.
+        slopes: Those of each hidden layer, of shape ``(*, n)``.
+        directions: One for each point, of shape ``(*, D)``; each axis, if not given.
+
+    Returns:
+        Of shape ``(*, D)``; or ``(*, D, D)``, one row for each axis.
+    """
+    first, *rest = matrices
+    rows = first.mT if directions is None else linear(directions, first)
+    for slope, matrix in zip(slopes, rest, strict=True):
+        rows = linear(rows * (slope[..., None, :] if directions is None else slope), matrix)
+    return rows

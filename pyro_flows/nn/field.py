@@ -1,22 +1,16 @@
-"""Fields: the velocities of continuous flows."""
+"""Fields: the velocities of continuous flows, and the traces of their Jacobians."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from pyro_flows import _checks
-from pyro_flows.nn.activations import ACTIVATIONS
-from pyro_flows.nn.dense import DenseNet
-from pyro_flows.nn.divergence import TraceOfLayers, velocity_and_estimate, velocity_and_trace
-from pyro_flows.numerics import expand_batch
+from pyro_flows.nn.divergence import by_all_products, by_one_product
 
-# From t and z to the velocity and the trace of its Jacobian.
-Dynamics = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# From t and z to the velocity, the trace of its Jacobian, and perhaps a further rate.
+Dynamics = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 class Field(nn.Module):
@@ -78,16 +72,45 @@ class Field(nn.Module):
             noise: Random directions, of the shape of the points, to estimate the trace from; it
                 is exact, if not given.
         """
+        full = self._by_products(context, noise)
+        return lambda t, z: full(t, z)[:2]
+
+    def dynamics_and_norm(
+        self,
+        context: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        exact_trace: bool = True,
+    ) -> Dynamics:
+        """Return what also returns the squared Frobenius norm of the Jacobian.
+
+        Args:
+            context: Of shape ``(*, context_dim)``.
+            noise: Random directions, of the shape of the points, to estimate the norm from; it is
+                exact, if not given.
+            exact_trace: Whether the trace is exact where the norm is estimated.
+        """
+        full = self._by_products(context, noise)
+        if noise is None or not exact_trace:
+            return full
+        plain = self.dynamics(context)
+
+        def run(t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+            return *plain(t, z), full(t, z)[2]
+
+        return run
+
+    def _by_products(self, context: Tensor | None, noise: Tensor | None) -> Dynamics:
         held = _Held(self)
 
-        def run(t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        def run(t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
             def velocity(z: Tensor) -> Tensor:
                 return cast(Tensor, self(t, z, context))
 
             with held.in_place():
                 if noise is None:
-                    return velocity_and_trace(velocity, z)
-                return velocity_and_estimate(velocity, z, noise)
+                    return by_all_products(velocity, z)
+                return by_one_product(velocity, z, noise)
 
         return run
 
@@ -118,118 +141,3 @@ class _Held:
         finally:
             for owner, name, other in others:
                 owner[name] = other
-
-
-class TimeNet(Field):
-    r"""A fully connected network that also sees the time.
-
-    .. math:: v = \mathrm{net}(z, \phi(t), c), \qquad
-        \phi(t) = (t, \sin \pi t, \cos \pi t, \ldots, \sin K \pi t, \cos K \pi t)
-
-    The last layer starts at zero: nothing moves. With tanh, velocities are bounded and smooth.
-    The exact trace of the Jacobian costs one layer more than the velocity, for up to two hidden
-    layers.
-
-    Args:
-        input_dim: Number of coordinates.
-        context_dim: Number of entries of the context; zero for none.
-        hidden_dims: Widths of the hidden layers.
-        activation: Name of the activation; one with a continuous slope, for a solver to have the
-            order that it claims.
-        num_frequencies: Number of sines, and of cosines, of the time, :math:`K`.
-
-    Raises:
-        DomainError: A size is not possible, or the activation is not known.
-
-    Reference:
-        Grathwohl, Chen, Bettencourt, Sutskever & Duvenaud (2019), *FFJORD: Free-form continuous
-        dynamics for scalable reversible generative models*, section 3.
-
-    Example:
-        >>> import torch
-        >>> field = TimeNet(2, hidden_dims=(16,), context_dim=5)
-        >>> field(torch.tensor(0.5), torch.randn(100, 2), torch.randn(5)).shape
-        torch.Size([100, 2])
-    """
-
-    frequencies: Tensor
-
-    def __init__(
-        self,
-        input_dim: int,
-        *,
-        context_dim: int = 0,
-        hidden_dims: Sequence[int] = (64, 64),
-        activation: str = "tanh",
-        num_frequencies: int = 2,
-    ) -> None:
-        super().__init__(input_dim, context_dim=context_dim)
-        count = _checks.check_count(
-            type(self).__name__, "num_frequencies", num_frequencies, least=0
-        )
-        self.register_buffer("frequencies", math.pi * torch.arange(1.0, count + 1))
-        self._num_features = 1 + 2 * count
-        self.net = DenseNet(
-            input_dim,
-            input_dim,
-            hidden_dims=hidden_dims,
-            context_dim=self._num_features + context_dim,
-            activation=activation,
-        )
-
-    @property
-    def cheap_trace(self) -> bool:  # type: ignore[override]
-        """Whether there are at most two hidden layers."""
-        return len(self.net.layers) <= 2
-
-    def _features(self, t: Tensor) -> Tensor:
-        angles = t[..., None] * self.frequencies
-        return torch.cat([t[..., None], angles.sin(), angles.cos()], -1)
-
-    def forward(self, t: Tensor, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the velocity, of shape ``(*, input_dim)``.
-
-        Args:
-            t: Times, of shape ``(*)``.
-            z: Points, of shape ``(*, input_dim)``.
-            context: Of shape ``(*, context_dim)``.
-        """
-        features = self._features(t)
-        if context is not None:
-            batch = torch.broadcast_shapes(features.shape[:-1], context.shape[:-1])
-            parts = (features, context)
-            features = torch.cat([part.expand(*batch, -1) for part in parts], -1)
-        return cast(Tensor, self.net(z, features))
-
-    def dynamics(self, context: Tensor | None = None, noise: Tensor | None = None) -> Dynamics:
-        """Return what maps a time and points to the velocity and the trace of its Jacobian.
-
-        What does not depend on either is computed here, once.
-
-        Args:
-            context: Of shape ``(*, context_dim)``.
-            noise: Random directions, of the shape of the points, to estimate the trace from; it
-                is exact, if not given.
-        """
-        if noise is not None:
-            return super().dynamics(context, noise)
-        activation = ACTIVATIONS[self.net.activation]
-        layers = [(layer.weight, layer.bias) for layer in cast("list[nn.Linear]", self.net.layers)]
-        from_input = cast(nn.Linear, self.net.from_input).weight
-        from_others = cast(nn.Linear, self.net.from_context).weight
-        from_time, from_context = from_others.split([self._num_features, self.context_dim], -1)
-        trace_of = TraceOfLayers([from_input, *(weight for weight, _ in layers)])
-        shift: Tensor = self.net.bias
-        if context is not None:
-            shift = linear(context, from_context, shift)
-
-        def run(t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-            stage = linear(z, from_input) + (linear(self._features(t), from_time) + shift)
-            slopes = []
-            for weight, bias in layers:
-                value, slope = activation.value_and_slope(stage)
-                slopes.append(slope)
-                stage = linear(value, weight, bias)
-            return stage, expand_batch(trace_of(slopes), stage.shape[:-1])
-
-        return run

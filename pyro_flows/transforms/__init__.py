@@ -6,7 +6,7 @@ from pyro_flows.transforms.autoregressive import AffineAutoregressive, Autoregre
 from pyro_flows.transforms.base import Conditioned, FlowTransform
 from pyro_flows.transforms.block_neural import BlockNeuralAutoregressive
 from pyro_flows.transforms.compose import Compose, Inverse
-from pyro_flows.transforms.continuous import Continuous
+from pyro_flows.transforms.continuous import Continuous, TransportCost
 from pyro_flows.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from pyro_flows.transforms.elementwise import Elementwise
 from pyro_flows.transforms.image import InvertibleConv1x1, Pixelwise, Squeeze
@@ -72,6 +72,7 @@ __all__ = [
     "SumOfSquares",
     "Sylvester",
     "TailTransform",
+    "TransportCost",
     "TukeyH",
     "Univariate",
     "initialise_from_data",

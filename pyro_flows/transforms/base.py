@@ -126,6 +126,12 @@ class FlowTransform(TransformModule, ConditionalTransform):
         derive_anew(cls, FlowTransform, "_inverse_and_ladj", "_inverse_and_push")
 
     @property
+    def stochastic(self) -> bool:
+        """Whether the log-determinant is an estimate, in the present mode: that of any part."""
+        parts = (part for part in self.modules() if isinstance(part, FlowTransform))
+        return any(part.stochastic for part in parts if part is not self)
+
+    @property
     def _name(self) -> str:
         return type(self).__name__
 

@@ -79,7 +79,7 @@ def plot_loss(
     _draw_final(ax, course)
     if exact is not None:
         ax.axhline(-exact, color="k", lw=1.0, ls=":", label=f"exact: {-exact:,.3f}")
-    ax.set(xlabel="step", ylabel=f"{course.name} (nats)", ylim=(low, high))
+    ax.set(xlabel="step", ylabel=course.name, ylim=(low, high))
     ax.set_xlim(0, 1.02 * max(course.steps, 1))
     _note_outside(ax, course.losses, low, high)
     ax.legend(loc="upper right", fontsize="small")
@@ -88,10 +88,13 @@ def plot_loss(
 
 def _course(result: Any) -> _Course:
     if isinstance(result, MleResult):
-        name, final, error = "negative log-likelihood of a row", result.nll, np.nan
+        name, final, error = "negative log-likelihood of a row (nats)", result.nll, np.nan
+        if result.objective != "NLL":
+            # The state is judged by its likelihood, which is no loss of this kind.
+            name, final = f"{result.objective} of a row", np.nan
         validation = np.asarray(result.validation, dtype=np.float64)
     elif isinstance(result, FitResult):
-        name, final, error = "loss: negative ELBO", -result.elbo, result.elbo_se
+        name, final, error = "loss: negative ELBO (nats)", -result.elbo, result.elbo_se
         validation = np.empty(0)
     else:
         raise _checks.refusal(

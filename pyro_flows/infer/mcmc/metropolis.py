@@ -17,6 +17,7 @@ from pyro_flows.infer.particles import Particles, ScoredDraws
 from pyro_flows.infer.posterior_draws import PosteriorDraws
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.threads import threads_for
+from pyro_flows.transforms.continuous import exact_traces
 
 logger = logging.getLogger("pyro_flows")
 
@@ -102,7 +103,7 @@ def independence_metropolis(
     num_chains = _checks.check_count(_WHO, "num_chains", num_chains)
     warmup = _checks.check_count(_WHO, "warmup", warmup)
     check_functions(_WHO, model, guide)
-    with store.unused(), seeded(_WHO, seed), torch.no_grad(), frozen(guide):
+    with store.unused(), seeded(_WHO, seed), torch.no_grad(), frozen(guide), exact_traces():
         particles = run_once(Particles, _WHO, model, guide, args, kwargs=kwargs)
         _warn_of_loop(particles)
         # A NaN is to be counted, not reported by the distribution that it reaches first.

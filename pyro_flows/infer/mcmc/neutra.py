@@ -26,6 +26,7 @@ from pyro_flows.infer.posterior_draws import PosteriorDraws
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.threads import threads_for
 from pyro_flows.infer.tracer import Tracer
+from pyro_flows.transforms.continuous import exact_traces
 
 logger = logging.getLogger("pyro_flows")
 
@@ -136,7 +137,7 @@ def neutra(
     _check_guide(model, guide)
     each = warmup + num_draws
     # Outer handlers must not see the random numbers of NUTS.
-    with store.unused(), seeded(_WHO, seed), frozen(guide), poutine.block():
+    with store.unused(), seeded(_WHO, seed), frozen(guide), exact_traces(), poutine.block():
         tracer = run_once(Tracer, _WHO, model, guide, args, kwargs=kwargs)
         with threads_for(elements=tracer.elements, products=0), pyro.validation_enabled(False):
             potential = Potential(_WHO, LogDensity(model, guide, args, kwargs), guide)

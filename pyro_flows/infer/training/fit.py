@@ -21,6 +21,7 @@ from pyro_flows.infer.training.loop import Callback
 from pyro_flows.infer.training.options import FitOptions, MakeOptimizer, MakeScheduler
 from pyro_flows.infer.training.result import FitResult
 from pyro_flows.infer.training.run import Run
+from pyro_flows.transforms import TransportCost
 
 logger = logging.getLogger("pyro_flows")
 
@@ -35,6 +36,7 @@ def fit(
     clip_norm: float = 10.0,
     num_importance: int = 1,
     gradient: str | None = None,
+    penalty: TransportCost | None = None,
     engine: str = "auto",
     optimizer: MakeOptimizer | None = None,
     scheduler: MakeScheduler | None = None,
@@ -80,6 +82,8 @@ def fit(
         gradient: ``"path"``, ``"total"`` or ``"dreg"``, the doubly reparametrised one, which is
             what the path gradient becomes for ``num_importance`` above one; by the guide's own
             choice if not given.
+        penalty: A :class:`~pyro_flows.transforms.TransportCost` of continuous flows, which the
+            gradient takes into account and the losses do not show.
         engine: ``"auto"``, ``"eager"``, ``"traced"`` or ``"compiled"``: how a step runs;
             ``"auto"`` falls back from what cannot be done, the others raise.
         optimizer: A function from tensors to an optimiser of theirs, instead of Adam.
@@ -114,6 +118,8 @@ def fit(
         DomainError: An argument is not possible, or there is nothing to train.
         NonFiniteError: 50 steps in a row were not finite, and smaller steps did not help; the
             last good parameters are in place.
+        NotConvergedError: An iteration within a step, such as a solve with adaptive steps, did
+            not end at the first step, nor after later ones and smaller step sizes.
         CheckpointError: The checkpoint cannot be written, or is damaged, or is another run's.
 
     Reference:
@@ -139,6 +145,7 @@ def fit(
         clip_norm=clip_norm,
         num_importance=num_importance,
         gradient=gradient,
+        penalty=penalty,
         engine=engine,
         optimizer=optimizer,
         scheduler=scheduler,

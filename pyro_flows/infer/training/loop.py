@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from pyro_flows import _checks
 from pyro_flows.checkpoint import JSON
-from pyro_flows.errors import DomainError, NonFiniteError
+from pyro_flows.errors import DomainError, FlowError, NonFiniteError, NotConvergedError
 from pyro_flows.infer.engine import Batch, Engine, FlatParameters
 from pyro_flows.infer.random import aside
 from pyro_flows.infer.training.averaging import BestState, TailAverage
@@ -24,6 +24,8 @@ from pyro_flows.infer.training.schedule import Schedule
 logger = logging.getLogger("pyro_flows")
 
 _MAX_SKIPS = 50
+# What raises in one batch does so in most, and not before it has tried for long.
+_MAX_ERRORS = 5
 _MAX_RESTARTS = 2
 _RESTART_FACTOR = 0.1
 _REPORT_EVERY = 20
@@ -163,14 +165,14 @@ class Loop:
         step = len(self.losses)
         step_sizes = self._step_sizes(step)
         state = torch.get_rng_state()
-        loss, norm = (float(value) for value in self.engine(batch))
+        loss, norm, error = self._evaluate(batch)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             self._keep()
             self._move(step_sizes)
             self._in_a_row, self._moved = 0, True
         else:
-            self._skip(batch, state)
+            self._skip(batch, state, error)
         self.losses.append(loss if finite else math.nan)
         self._advance_scheduler()
         self._watch(step)
@@ -178,6 +180,17 @@ class Loop:
         info = StepInfo(step + 1, self.schedule.steps, loss, norm, lr, self.engine.rung)
         answers = [callback(info) for callback in self._callbacks]
         return any(isinstance(answer, (bool, np.bool_)) and bool(answer) for answer in answers)
+
+    def _evaluate(self, batch: Batch) -> tuple[float, float, FlowError | None]:
+        """Return the loss and the norm of its gradient; NaN and the error where a step fails."""
+        try:
+            loss, norm = self.engine(batch)
+            return float(loss), float(norm), None
+        except (NonFiniteError, NotConvergedError) as error:
+            # An iteration within the step, such as a solve with adaptive steps.
+            if not self._moved:
+                raise
+            return math.nan, math.nan, error
 
     def _step_sizes(self, step: int) -> list[Any]:
         """Return the step size of each group of parameters."""
@@ -219,7 +232,7 @@ class Loop:
             self.plateau = True
             self.schedule.decay_from(taken)
 
-    def _skip(self, batch: Batch, state: Tensor) -> None:
+    def _skip(self, batch: Batch, state: Tensor, error: FlowError | None) -> None:
         """Leave everything as it was, and end the run where nothing else helps."""
         self.skipped += 1
         self._in_a_row += 1
@@ -228,14 +241,14 @@ class Loop:
                 "%s: skipped step %d, for %s",
                 self._who,
                 len(self.losses),
-                self._cause(batch, state),
+                error or self._cause(batch, state),
             )
-        if self._in_a_row < min(_MAX_SKIPS, self.schedule.steps):
+        if self._in_a_row < min(_MAX_ERRORS if error else _MAX_SKIPS, self.schedule.steps):
             return
         if self._moved and self.restarts < _MAX_RESTARTS:
             self._restart()
         else:
-            self._give_up(self._cause(batch, state))
+            self._give_up(str(error or self._cause(batch, state)), error)
 
     def _cause(self, batch: Batch, state: Tensor) -> str:
         """Say what is not finite in a step that began at a random state."""
@@ -255,17 +268,17 @@ class Loop:
         self.optimizer.state.clear()
         self._in_a_row, self._moved = 0, False
 
-    def _give_up(self, cause: str) -> None:
+    def _give_up(self, cause: str, error: FlowError | None) -> None:
         first = len(self.losses) - self._in_a_row + 1
         self.flat.assign(self._good)
         raise _checks.refusal(
-            NonFiniteError,
+            NonFiniteError if error is None else type(error),
             self._who,
             expected="a finite loss and gradient",
             got=f"{self._in_a_row} steps in a row without, from step {first} on; {cause}",
             advice="The last good parameters are in place. Look in the model for a logarithm, a "
             "root or a division at the edge of its domain, or lower lr.",
-        )
+        ) from error
 
     def kept(self) -> dict[str, list[Tensor]]:
         """Return the states that are kept besides the present one: to save them."""

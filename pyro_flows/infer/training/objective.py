@@ -9,6 +9,7 @@ from pyro_flows.errors import DomainError
 from pyro_flows.infer.engine import Batch, Loss
 from pyro_flows.infer.particles import Particles, Scores
 from pyro_flows.infer.tracer import sample_sites
+from pyro_flows.transforms.continuous import TransportCost, billed
 
 GRADIENTS = ("path", "total", "dreg")
 
@@ -27,6 +28,8 @@ class VariationalLoss:
         num_importance: Number of draws under one logarithm, ``K``.
         elbo_weight: Weight of the ELBO, which is added to the bound where ``K`` is above one. The
             bound alone does not mind draws of the guide at which the model is next to impossible.
+        penalty: What the draws cost on their way through continuous flows; it adds to the
+            gradient, and the loss does not show it.
         squared: Whether the guide's gradient is the doubly reparametrised one, which needs path
             gradients; else it is the total one.
 
@@ -47,6 +50,7 @@ class VariationalLoss:
         *,
         num_importance: int = 1,
         elbo_weight: float = 0.0,
+        penalty: TransportCost | None = None,
         squared: bool = False,
     ) -> None:
         if particles % num_importance:
@@ -60,11 +64,19 @@ class VariationalLoss:
             _check_reparametrised(scorer)
         self._scorer, self._particles = scorer, particles
         self._num_importance, self._squared = num_importance, squared
-        self._elbo_weight = elbo_weight
+        self._elbo_weight, self._penalty = elbo_weight, penalty
 
     def __call__(self, batch: Batch) -> Loss:
         """Return the loss of fresh draws, and what to differentiate."""
         self._scorer.args, self._scorer.kwargs = batch
+        if self._penalty is None:
+            return self._bound()
+        with billed(self._penalty, "fit") as bill:
+            loss = self._bound()
+        cost = bill.mean(self._particles)
+        return loss._replace(surrogates=tuple(each + cost for each in loss.surrogates))
+
+    def _bound(self) -> Loss:
         scores = self._scorer.score(self._particles)
         if self._num_importance == 1:
             value = (scores.log_q - scores.log_p).mean()

@@ -13,6 +13,7 @@ from pyro_flows.errors import DomainError
 from pyro_flows.infer.engine import RUNGS
 from pyro_flows.infer.training.loop import Callback
 from pyro_flows.infer.training.objective import GRADIENTS
+from pyro_flows.transforms.continuous import TransportCost, check_penalty
 
 MakeOptimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -29,6 +30,7 @@ class FitOptions:
     clip_norm: float = 10.0
     num_importance: int = 1
     gradient: str | None = None
+    penalty: TransportCost | None = None
     engine: str = "auto"
     optimizer: MakeOptimizer | None = None
     scheduler: MakeScheduler | None = None
@@ -54,6 +56,7 @@ class FitOptions:
         elif self.lr is not None:
             self._set("lr", _checks.check_positive(_WHO, "lr", self.lr))
         _checks.check_choice(_WHO, "engine", self.engine, RUNGS)
+        check_penalty(_WHO, self.penalty)
         self._check_gradient()
         self._check_chunk()
         functions = {"optimizer": self.optimizer, "scheduler": self.scheduler}

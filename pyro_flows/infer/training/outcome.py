@@ -11,6 +11,7 @@ from pyro_flows.infer.engine import FlatParameters
 from pyro_flows.infer.importance import pareto_k
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.training.averaging import choose
+from pyro_flows.transforms.continuous import exact_traces
 
 _FINAL_DRAWS, _FINAL_DRAWS_LOOPED = 10_000, 1024
 _DRAWS_TO_CHOOSE, _DRAWS_TO_CHOOSE_LOOPED = 1024, 64
@@ -53,7 +54,8 @@ def choose_state(
     def score(tensors: list[Tensor]) -> tuple[float, float]:
         flat.assign(tensors)
         torch.set_rng_state(begin)
-        return _bound(_log_weights(scorer, draws, particles), num_importance)
+        with exact_traces():
+            return _bound(_log_weights(scorer, draws, particles), num_importance)
 
     states = {name: tensors for name, tensors in candidates.items() if tensors}
     before = flat.copy()
@@ -76,7 +78,8 @@ def evaluate(scorer: Particles, particles: int, *, draws: int | None = None) -> 
         draws: Number of draws; 10,000, or fewer where they are run one by one, if not given.
     """
     draws = draws or (_FINAL_DRAWS if scorer.vectorized else _FINAL_DRAWS_LOOPED)
-    log_weights = _log_weights(scorer, draws, particles)
+    with exact_traces():
+        log_weights = _log_weights(scorer, draws, particles)
     elbo, elbo_se = _bound(log_weights, 1)
     bad = bool((log_weights.isnan() | (log_weights == torch.inf)).any())
     if bad or scorer.subsamples:

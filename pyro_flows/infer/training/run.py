@@ -83,6 +83,7 @@ class Run:
             options.chunk,
             num_importance=num_importance,
             elbo_weight=elbo_weight,
+            penalty=options.penalty,
             squared=getattr(scorer.guide, "gradient", "total") == "path",
         )
         clip_norm = options.clip_norm if options.chunks == 1 else None
@@ -152,6 +153,7 @@ class Run:
             "clip_norm": options.clip_norm,
             "num_importance": options.num_importance,
             "gradient": options.gradient,
+            "penalty": None if options.penalty is None else repr(options.penalty),
             "stop_early": options.stop_early,
             "guide": type(self._scorer.guide).__name__,
         }

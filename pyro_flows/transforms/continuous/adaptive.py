@@ -1,6 +1,7 @@
 """The method of Dormand and Prince, whose steps are as long as a tolerance allows."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,20 +53,23 @@ def solve_adaptive(
     end: float,
     tolerance: float,
     max_steps: int,
+    num_rates: int,
     adjoint_for: Sequence[Tensor] | None,
     who: str,
 ) -> Solution:
-    """Integrate a velocity and its trace, in steps that keep each row within a tolerance.
+    """Integrate a velocity and rates, in steps that keep each row within a tolerance.
 
-    All rows take the same steps, short enough for the worst of them.
+    All rows take the same steps, short enough for the worst of them. Steps are chosen by the
+    points and by the first rate, the trace.
 
     Args:
-        dynamics: Maps a time and points to the velocity and the trace.
+        dynamics: Maps a time and points to the velocity and rates.
         points: Of shape ``(*, D)``, the full batch.
         start: The time at the points.
         end: The time at the solution.
         tolerance: Largest error of a step, relative to one plus the values of a row.
         max_steps: Largest number of steps.
+        num_rates: Number of rates.
         adjoint_for: The tensors, besides the points, whose gradients are to be had by another
             solve, backwards in time; none to differentiate the steps themselves.
         who: The caller, for the error's message.
@@ -80,19 +84,21 @@ def solve_adaptive(
     """
     library = load_library(who)
     _refuse_non_finite(who, points)
-    state = torch.cat([points, points.new_zeros(*points.shape[:-1], 1)], -1)
+    state = torch.cat([points, points.new_zeros(*points.shape[:-1], num_rates)], -1)
+    moved = points.shape[-1]
     if state.numel() == 0:
-        return Solution(points, widen(state[..., -1]), 0)
-    guard = _Guard(dynamics, start=start, end=end, max_steps=max_steps, who=who)
+        return Solution(points, list(widen(state[..., moved:]).unbind(-1)), 0)
+    guard = _Guard(dynamics, moved, start=start, end=end, max_steps=max_steps, who=who)
     options: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "method": "dopri5"}
     run = library.odeint
     if adjoint_for is not None and torch.is_grad_enabled():
         run = library.odeint_adjoint
         options["adjoint_params"] = tuple(adjoint_for)
         options["adjoint_options"] = {"norm": "seminorm", **_grid(state, 0.0)}
-    options["options"] = {"norm": _worst_row, **_grid(state, 1.0)}
+    options["options"] = {"norm": partial(_worst_row, moved + 1), **_grid(state, 1.0)}
     found = run(guard, state, state.new_tensor([0.0, 1.0]), **options)[-1]
-    return Solution(found[..., :-1], widen(found[..., -1]), guard.num_evaluations)
+    integrals = list(widen(found[..., moved:]).unbind(-1))
+    return Solution(found[..., :moved], integrals, guard.num_evaluations)
 
 
 def _grid(state: Tensor, end: float) -> dict[str, Any]:
@@ -100,9 +106,9 @@ def _grid(state: Tensor, end: float) -> dict[str, Any]:
     return {"step_t": state.new_tensor([end], dtype=torch.float64), "first_step": _FIRST_STEP}
 
 
-def _worst_row(errors: Tensor) -> Tensor:
-    """Return the largest root mean square of a row, so that no row hides behind the others."""
-    return errors.square().mean(-1).sqrt().amax()
+def _worst_row(count: int, errors: Tensor) -> Tensor:
+    """Return the largest root mean square of a row's first entries, so that no row hides."""
+    return errors[..., :count].square().mean(-1).sqrt().amax()
 
 
 def _refuse_non_finite(who: str, points: Tensor) -> None:
@@ -122,7 +128,8 @@ class _Guard:
     """The rate of the solver's state; refuses to go on where a solve cannot end well.
 
     Args:
-        dynamics: Maps a time and points to the velocity and the trace.
+        dynamics: Maps a time and points to the velocity and rates.
+        input_dim: Number of coordinates of the points.
         start: The time at which the solver's own is zero.
         end: The time at which the solver's own is one.
         max_steps: Largest number of steps.
@@ -133,19 +140,27 @@ class _Guard:
     """
 
     def __init__(
-        self, dynamics: Dynamics, *, start: float, end: float, max_steps: int, who: str
+        self,
+        dynamics: Dynamics,
+        input_dim: int,
+        *,
+        start: float,
+        end: float,
+        max_steps: int,
+        who: str,
     ) -> None:
-        self._dynamics, self._start, self._span = dynamics, start, end - start
+        self._dynamics, self._input_dim = dynamics, input_dim
+        self._start, self._span = start, end - start
         self._max_steps, self._who = max_steps, who
         self._steps = {"solve": 0, "adjoint": 0}
         self.num_evaluations = 0
 
     def __call__(self, own_time: Tensor, state: Tensor) -> Tensor:
-        """Return the rate of points and log-determinant, by the solver's own time."""
+        """Return the rate of points and integrals, by the solver's own time."""
         self.num_evaluations += 1
         time = self._start + self._span * own_time
-        velocity, trace = self._dynamics(time, state[..., :-1])
-        rate = self._span * torch.cat([velocity, trace[..., None]], -1)
+        velocity, *rates = self._dynamics(time, state[..., : self._input_dim])
+        rate = self._span * torch.cat([velocity, torch.stack(rates, -1)], -1)
         if not bool(rate.isfinite().all()):
             raise self._refusal(
                 NonFiniteError, time, "finite velocities", "a NaN or an infinity", _BLOWN_UP

@@ -36,10 +36,17 @@ TABLEAUS = {
 
 
 class Solution(NamedTuple):
-    """Where points have moved, the integral of the trace, and how many velocities that took."""
+    """Where points have moved, the integrals along the way, and how many velocities that took.
+
+    Attributes:
+        points: Of shape ``(*, D)``.
+        integrals: That of each rate which the dynamics return besides the velocity, the trace
+            first, each of shape ``(*)``.
+        num_evaluations: Number of velocities.
+    """
 
     points: Tensor
-    ladj: Tensor
+    integrals: list[Tensor]
     num_evaluations: int
 
 
@@ -53,14 +60,14 @@ def solve_fixed(
     num_steps: int,
     recompute: bool,
 ) -> Solution:
-    """Integrate a velocity and its trace, in steps of one length.
+    """Integrate a velocity and rates such as its trace, in steps of one length.
 
     Written here because a step of training has to be recordable as a graph, in which no value of
     a tensor decides what is computed next. Each row is computed by itself, and a NaN stays in its
     own.
 
     Args:
-        dynamics: Maps a time and points to the velocity and the trace.
+        dynamics: Maps a time and points to the velocity and rates.
         points: Of shape ``(*, D)``, the full batch.
         start: The time at the points.
         end: The time at the solution.
@@ -69,32 +76,35 @@ def solve_fixed(
         recompute: Keep each step's points alone for the gradient, and compute the rest again.
     """
     length = (end - start) / num_steps
-    ladj = widen(points.new_zeros(points.shape[:-1]))
+    integrals: list[Tensor] = []
     for step in range(num_steps):
         given = (dynamics, points, start + step * length, length, tableau)
         if recompute and torch.is_grad_enabled():
             # Nothing random happens within a step.
-            points, gain = checkpoint(_step, *given, use_reentrant=False, preserve_rng_state=False)
+            found = checkpoint(_step, *given, use_reentrant=False, preserve_rng_state=False)
         else:
-            points, gain = _step(*given)
-        ladj = ladj + gain
-    return Solution(points, ladj, num_steps * len(tableau.nodes))
+            found = _step(*given)
+        points, *gains = found
+        pairs = zip(integrals, gains, strict=True)
+        integrals = [total + gain for total, gain in pairs] if integrals else gains
+    return Solution(points, integrals, num_steps * len(tableau.nodes))
 
 
 def _step(
     dynamics: Dynamics, points: Tensor, time: float, length: float, tableau: Tableau
-) -> tuple[Tensor, Tensor]:
-    """Return where the points are one step later, and the integral of the trace until then."""
-    velocities: list[Tensor] = []
-    traces: list[Tensor] = []
+) -> tuple[Tensor, ...]:
+    """Return where the points are one step later, and the integral of each rate until then."""
+    stages: list[tuple[Tensor, ...]] = []
     for node, row in zip(tableau.nodes, tableau.rows, strict=True):
         # Filled on the device: a number from the host would have to wait for it.
         now = torch.full((), time + node * length, dtype=points.dtype, device=points.device)
-        velocity, trace = dynamics(now, _moved(points, velocities, row, length))
-        velocities.append(velocity)
-        traces.append(trace)
-    gain = _moved(torch.zeros_like(widen(traces[0])), traces, tableau.weights, length)
-    return _moved(points, velocities, tableau.weights, length), gain
+        velocities = [stage[0] for stage in stages]
+        stages.append(dynamics(now, _moved(points, velocities, row, length)))
+    velocities, *rates = (list(column) for column in zip(*stages, strict=True))
+    gains = [
+        _moved(torch.zeros_like(widen(each[0])), each, tableau.weights, length) for each in rates
+    ]
+    return _moved(points, velocities, tableau.weights, length), *gains
 
 
 def _moved(

@@ -1,5 +1,6 @@
 """The transform that follows an ordinary differential equation."""
 
+import math
 from typing import Any
 
 import torch
@@ -7,9 +8,11 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
-from pyro_flows.nn.field import Field
+from pyro_flows.nn.field import Dynamics, Field
 from pyro_flows.transforms.base import FlowTransform
 from pyro_flows.transforms.continuous.adaptive import load_library, solve_adaptive
+from pyro_flows.transforms.continuous.cost import TransportCost, open_bill
+from pyro_flows.transforms.continuous.exactness import exactness_is_asked
 from pyro_flows.transforms.continuous.solvers import TABLEAUS, Solution, solve_fixed
 
 # Time at the base distribution, and at the data. All that is continuous keeps to this.
@@ -106,8 +109,11 @@ class Continuous(FlowTransform):
         """Whether the log-determinant is an unbiased estimate, in the mode that the module is in.
 
         The density that is computed from it is then a random number, whose logarithm alone has
-        the right mean.
+        the right mean. Reports of guides, such as :func:`~pyro_flows.diagnose`, and what a fit
+        says at its end, use exact traces in any mode.
         """
+        if exactness_is_asked():
+            return False
         if self.trace == "auto":
             few = self.input_dim <= _FEW
             return self.training and not few and not self.field.cheap_trace
@@ -128,19 +134,46 @@ class Continuous(FlowTransform):
         # Forward-mode products write into what they are given, as an expanded tensor cannot be.
         points = points.contiguous()
         noise = self._draw_noise(points) if self.stochastic else None
-        found = self._run(points, context, noise, start, end)
+        bill = open_bill() if self._trains() else None
+        if bill is None:
+            dynamics = self.field.dynamics(context, noise)
+        else:
+            bill.check()
+            dynamics = self._with_cost(bill.cost, points, context, noise, end - start)
+        num_rates = 1 if bill is None else 2
+        found = self._run(dynamics, points, context, start=start, end=end, num_rates=num_rates)
         self.num_evaluations = found.num_evaluations
-        return found.points, found.ladj
+        if bill is not None:
+            bill.add(found.integrals[1])
+        return found.points, found.integrals[0]
 
-    def _run(
+    def _trains(self) -> bool:
+        """Whether this solve is one that the field's parameters are trained by."""
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.field.parameters())
+
+    def _with_cost(
         self,
+        cost: TransportCost,
         points: Tensor,
         context: Tensor | None,
         noise: Tensor | None,
+        span: float,
+    ) -> Dynamics:
+        exact_trace, sign = noise is None, math.copysign(1.0, span)
+        if exact_trace and self.input_dim > _FEW:
+            noise = self._draw_noise(points)
+        return cost.along(self.field, context, noise, exact_trace=exact_trace, sign=sign)
+
+    def _run(
+        self,
+        dynamics: Dynamics,
+        points: Tensor,
+        context: Tensor | None,
+        *,
         start: float,
         end: float,
+        num_rates: int,
     ) -> Solution:
-        dynamics = self.field.dynamics(context, noise)
         if self.solver in TABLEAUS:
             return solve_fixed(
                 dynamics,
@@ -159,6 +192,7 @@ class Continuous(FlowTransform):
             end=end,
             tolerance=self.tolerance,
             max_steps=self.max_steps,
+            num_rates=num_rates,
             adjoint_for=others if self.adjoint else None,
             who=self._name,
         )
