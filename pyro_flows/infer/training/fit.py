@@ -12,7 +12,7 @@ import numpy as np
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, FlowError
 from pyro_flows.infer import store
-from pyro_flows.infer.guides.auto_flow import AutoFlow
+from pyro_flows.infer.guides.flow_guide import FlowGuide
 from pyro_flows.infer.guides.model_check import ModelCheck
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import seeded
@@ -156,7 +156,7 @@ def fit(
     with store.unused(), seeded("fit", seed), _using(guide, gradient):
         of_steps = Batches(args, kwargs, batches)
         first_args, first_kwargs = of_steps.first
-        if isinstance(guide, AutoFlow):
+        if isinstance(guide, FlowGuide):
             guide.initialise(*first_args, **first_kwargs)
         scorer = _particles(model, guide, first_args, first_kwargs)
         run = Run(scorer, of_steps, options)
@@ -185,7 +185,7 @@ def _using(guide: Callable[..., Any], gradient: str | None) -> Iterator[None]:
     if gradient is None:
         yield
         return
-    if not isinstance(guide, AutoFlow):
+    if not isinstance(guide, FlowGuide):
         if gradient != "total":
             raise _checks.refusal(
                 DomainError,

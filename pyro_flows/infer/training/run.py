@@ -14,6 +14,7 @@ from torch import nn
 from pyro_flows.checkpoint import JSON
 from pyro_flows.infer.engine import Engine, FlatParameters, StepFunction
 from pyro_flows.infer.engine.memory import peak_memory
+from pyro_flows.infer.guides.flow_guide import FlowGuide
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import aside
 from pyro_flows.infer.threads import threads_for
@@ -103,7 +104,7 @@ class Run:
 
     def _num_latents(self) -> int:
         guide = self._scorer.guide
-        if isinstance(guide, AutoContinuous):
+        if isinstance(guide, AutoContinuous | FlowGuide):
             return int(guide.latent_dim)
         return self._scorer.num_latents
 
