@@ -17,7 +17,7 @@ from pyro_flows import _checks, flows
 from pyro_flows.distributions import Flow, StandardNormal
 from pyro_flows.errors import NonFiniteError
 from pyro_flows.infer.guides.assembly import assemble
-from pyro_flows.infer.guides.flow_guide import FlowGuide
+from pyro_flows.infer.guides.flow_guide import FlowGuide, num_fixed_draws
 from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.hierarchy import Parents, prior_parents
 from pyro_flows.infer.guides.latents import constrained_sites
@@ -104,7 +104,7 @@ class AutoFlow(FlowGuide, AutoContinuous):
         gradient: str = "path",
     ) -> None:
         self._check_model(model)
-        checked = ModelCheck(self._who)(model)
+        checked = ModelCheck(self._who, may_subsample=self._may_subsample)(model)
         super().__init__(checked, init_loc_fn=or_origin(init_loc_fn or init_to_median))
         self._own(model, start, gradient)
         self.create_plates = create_plates
@@ -198,7 +198,7 @@ class AutoFlow(FlowGuide, AutoContinuous):
         return self._ready_flow().with_draw_kept(path_gradient=self.gradient == "path")
 
     def _fixed_draws(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        flow, num = self._ready_flow(), self._num_fixed_draws
+        flow, num = self._ready_flow(), num_fixed_draws(self.latent_dim)
         with seeded(self._who, 0):
             eps = flow.base_dist.expand((num,)).sample()
         if isinstance(flow.base_dist, StandardNormal):

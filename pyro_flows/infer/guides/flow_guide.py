@@ -18,6 +18,12 @@ from pyro_flows.infer.guides.start import STARTS, StartFn
 # For medians and quantiles: fewer draws where there are many latents.
 _QUANTILE_DRAWS, _LEAST_QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4000, 400, 1_000_000
 
+
+def num_fixed_draws(num_latents: int) -> int:
+    """Return the number of draws for medians and quantiles."""
+    return min(_QUANTILE_DRAWS, max(_LEAST_QUANTILE_DRAWS, _QUANTILE_NUMBERS // num_latents))
+
+
 _Guide = TypeVar("_Guide", bound="FlowGuide")
 
 
@@ -41,6 +47,10 @@ class FlowGuide(AutoGuide):
     @property
     def _who(self) -> str:
         return type(self).__name__
+
+    def _may_subsample(self, plate: str) -> bool:
+        """Whether latents may stand in a subsample of a plate."""
+        return False
 
     def _check_model(self, model: Any) -> None:
         if not callable(model):
@@ -129,11 +139,6 @@ class FlowGuide(AutoGuide):
             DomainError: It is not.
         """
         self._ready()
-
-    @property
-    def _num_fixed_draws(self) -> int:
-        most = _QUANTILE_NUMBERS // self.latent_dim
-        return min(_QUANTILE_DRAWS, max(_LEAST_QUANTILE_DRAWS, most))
 
     @torch.no_grad()
     def quantiles(
