@@ -23,6 +23,7 @@ from pyro_flows.infer.guides.hierarchy import Parents, prior_parents
 from pyro_flows.infer.guides.latents import constrained_sites
 from pyro_flows.infer.guides.log_density import LogDensity
 from pyro_flows.infer.guides.model_check import ModelCheck
+from pyro_flows.infer.guides.sites import at_its_site
 from pyro_flows.infer.guides.start import StartFn
 from pyro_flows.infer.posterior_distribution import PosteriorDistribution, latents_of
 from pyro_flows.infer.random import seeded
@@ -174,6 +175,22 @@ class AutoFlow(FlowGuide, AutoContinuous):
 
     def _ready_flow(self) -> Flow:
         return cast(Flow, self._ready())
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw all latents, each at a site of its name.
+
+        Args:
+            *args: The model's arguments.
+            **kwargs: The model's keyword arguments.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        return {
+            site["name"]: at_its_site(site, unconstrained, plates)
+            for site, unconstrained in self._unpack_latent(latent)
+        }
 
     def get_base_dist(self) -> TorchDistribution:
         """Return the flow's base distribution."""

@@ -92,7 +92,10 @@ def fit(
         particle_chunk: Number of particles at once, where memory is short; a divisor of
             ``particles``. The gradient stays the same.
         batches: Yields the model's positional arguments of each step, in place of ``*args``; a
-            list or a ``DataLoader``, for example, which is iterated over and over.
+            list or a ``DataLoader``, for example, which is iterated over and over. The ELBO is
+            that of all data where plates say how many there are: ``pyro.plate("rows", 1000,
+            subsample=rows)``, for instance. It is the mean over a pass, or over its first 200
+            batches, and 40 of them choose the state.
         callbacks: Called after each step with a :class:`~pyro_flows.infer.StepInfo`; one that
             returns True ends the run.
         checkpoint: A file to save the run in, at its end and every ``checkpoint_every`` seconds.
@@ -174,7 +177,7 @@ def fit(
         engine=run.loop.engine.rung,
         step_bytes=ending.step_bytes,
         vectorized=scorer.vectorized,
-        subsampled=scorer.subsamples,
+        subsampled=scorer.subsamples or batches is not None,
         **ending.outcome._asdict(),
     )
 

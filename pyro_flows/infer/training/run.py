@@ -175,7 +175,7 @@ class Run:
                 status, reason = self._steps()
                 self.loop.engine.close()
                 state = self._choose()
-                outcome = evaluate(self._scorer, chunk)
+                outcome = evaluate(self._scorer, chunk, batches=self._batches.one_pass())
                 if status != "interrupted":
                     state, outcome = self._refine(state, outcome)
                 step_bytes = self._memory()
@@ -250,6 +250,7 @@ class Run:
             candidates,
             self._options.chunk,
             num_importance=self._options.num_importance,
+            batches=self._batches.one_pass(),
         )
         if chosen == "start":
             logger.warning("fit: hands back the start, since no later state has a higher bound")

@@ -108,11 +108,8 @@ def check_trainable(who: str, encoder: Encoder, output: Tensor, owned: Iterable[
     Raises:
         DomainError: It depends on a parameter of nobody's.
     """
-    store = pyro.get_param_store()
-    known = {id(tensor) for tensor in owned}
-    known |= {
-        id(store[name].unconstrained()) for name in store if hasattr(store[name], "unconstrained")
-    }
+    stored: list[Any] = list(pyro.get_param_store().values())
+    known = {id(tensor) for tensor in (*owned, *(each.unconstrained() for each in stored))}
     if isinstance(encoder, nn.Module) or not output.requires_grad:
         return
     hidden = [leaf for leaf in _leaves(output) if id(leaf) not in known]

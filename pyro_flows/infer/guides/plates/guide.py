@@ -6,10 +6,8 @@ from contextlib import ExitStack
 from typing import Any, cast
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor, nn
 from torch.distributions import biject_to
@@ -32,6 +30,7 @@ from pyro_flows.infer.guides.plates.members import joined
 from pyro_flows.infer.guides.plates.parts import MemberRecipe, Parts, make_parts, member_flow
 from pyro_flows.infer.guides.plates.plates_of_model import SeenPlate, look_for_plates
 from pyro_flows.infer.guides.plates.start import find_starts
+from pyro_flows.infer.guides.sites import at_its_site
 from pyro_flows.infer.guides.start import StartFn
 from pyro_flows.infer.random import seeded
 
@@ -266,9 +265,7 @@ class AutoPlateFlow(FlowGuide):
             self._setup_prototype(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         drawn = self._draw(args, kwargs)
-        return {
-            name: _at_its_site(site, drawn[name], plates) for name, site in self._sites.items()
-        }
+        return {name: at_its_site(site, drawn[name], plates) for name, site in self._sites.items()}
 
     def _draw(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         """Draw the unconstrained value of each latent."""
@@ -355,21 +352,6 @@ class AutoPlateFlow(FlowGuide):
             name: value.reshape(num, *value.shape[value.dim() - ranks[name] :])
             for name, value in drawn.items()
         }
-
-
-def _at_its_site(site: Site, unconstrained: Tensor, plates: dict[str, Any]) -> Tensor:
-    """Let a latent's value be drawn at its site, in the plates of the site."""
-    transform, event_dim = biject_to(site["fn"].support), site["fn"].event_dim
-    value = transform(unconstrained)
-    log_density: Any = 0.0
-    if poutine.get_mask() is not False:
-        log_density = transform.inv.log_abs_det_jacobian(value, unconstrained)
-        log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
-    delta = dist.Delta(value, log_density=log_density, event_dim=event_dim)
-    with ExitStack() as stack:
-        for frame in site["cond_indep_stack"]:
-            stack.enter_context(plates[frame.name])
-        return pyro.sample(site["name"], delta)
 
 
 def _joined(parts: list[Tensor]) -> Tensor | None:

@@ -31,7 +31,10 @@ _LOG_SCALE_BOUND = 10.0
 
 
 def member_flow(input_dim: int, *, context_dim: int) -> Flow:
-    """Build the flow of a plate's members: splines, couplings, and a conditional affine map.
+    """Build the flow of a plate's members: splines, couplings, and conditional affine maps.
+
+    The last of these is linear in the context, as the log-scale of effects is in that of their
+    prior, however far a draw of it goes.
 
     Args:
         input_dim: Number of coordinates of a member.
@@ -41,19 +44,24 @@ def member_flow(input_dim: int, *, context_dim: int) -> Flow:
         >>> member_flow(2, context_dim=3).condition(torch.zeros(10, 3)).sample().shape
         torch.Size([10, 2])
     """
-    width = max(_WIDTH, input_dim)
-    options: dict[str, Any] = {"hidden_dims": (width, width), "context_dim": context_dim}
+    hidden_dims = (max(_WIDTH, input_dim),) * 2
+    of_context: dict[str, Any] = {"context_dim": context_dim}
     masks = alternating_masks(input_dim, _COUPLINGS) if input_dim > 1 else []
+    moves_all: dict[str, Any] = {
+        **of_context,
+        "mask": [False] * input_dim,
+        "log_scale_bound": _LOG_SCALE_BOUND,
+    }
+    spline = RationalQuadraticSpline()
     return Flow(
         [
-            Elementwise(RationalQuadraticSpline(), input_dim, **options),
-            *(AffineCoupling(input_dim, mask=mask, **options) for mask in masks),
-            AffineCoupling(
-                input_dim,
-                mask=[False] * input_dim,
-                log_scale_bound=_LOG_SCALE_BOUND,
-                **options,
+            Elementwise(spline, input_dim, hidden_dims=hidden_dims, **of_context),
+            *(
+                AffineCoupling(input_dim, mask=mask, hidden_dims=hidden_dims, **of_context)
+                for mask in masks
             ),
+            AffineCoupling(input_dim, hidden_dims=hidden_dims, **moves_all),
+            AffineCoupling(input_dim, hidden_dims=(), **moves_all),
         ]
     )
 

@@ -188,7 +188,7 @@ class _Gaussian:
 def _of_the_pool(found: MemberStart) -> MemberStart:
     """Return one start for whatever members there are."""
     loc, scale = pooled(found.loc, found.scale)
-    slope = (found.scale @ found.slope).reshape(-1, *found.slope.shape[-2:]).mean(0)
+    slope = (found.scale @ found.slope).flatten(0, -3).mean(0)
     return found._replace(loc=loc, scale=scale.diag_embed(), slope=slope / scale[:, None])
 
 
