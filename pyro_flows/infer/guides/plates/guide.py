@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import pyro
 import torch
@@ -16,6 +16,7 @@ from pyro_flows import _checks, flows
 from pyro_flows.errors import DomainError
 from pyro_flows.infer.guides.auto_flow import or_origin
 from pyro_flows.infer.guides.flow_guide import FlowGuide, num_fixed_draws
+from pyro_flows.infer.guides.hierarchy import Parents
 from pyro_flows.infer.guides.model_check import ModelCheck
 from pyro_flows.infer.guides.plates.encoders import (
     Encode,
@@ -37,6 +38,19 @@ from pyro_flows.infer.random import seeded
 logger = logging.getLogger("pyro_flows")
 
 Site = Any
+
+
+class SavedPlates(Protocol):
+    """What a file holds of a guide, until the guide is set up."""
+
+    def parts_for(
+        self,
+        guide: "AutoPlateFlow",
+        dtype: torch.dtype,
+        encoders: Sequence[tuple[int, nn.Module | None] | None],
+    ) -> Parts:
+        """Return the modules, if the guide's latents are those of the file."""
+        ...
 
 
 class AutoPlateFlow(FlowGuide):
@@ -121,21 +135,25 @@ class AutoPlateFlow(FlowGuide):
         self.recipe = flows.find(flow)
         self.member_recipe: MemberRecipe = flows.find(member_flow)
         self._init_loc_fn = init_loc_fn
-        self._encode, self._local = encode, None if plates is None else tuple(plates)
+        self._encode = encode
+        self.local_plates = None if plates is None else sorted(plates)
         self.layout = Layout({}, ())
+        self.parents: Parents = {}
         self.origin = ""
+        # Of a file, until the model's arguments are there to compare its latents with.
+        self._saved: SavedPlates | None = None
         self._encoders: list[Encoder | None] = []
         # Of the plates: the sizes of those with tables, and which have all members in order.
-        self._sizes: dict[str, int] = {}
+        self.table_sizes: dict[str, int] = {}
         self._whole: set[str] = set()
         self._last_seen: dict[str, SeenPlate] = {}
         self._takes_all = False
 
     def _may_subsample(self, plate: str) -> bool:
-        return self._local is None or plate in self._local
+        return self.local_plates is None or plate in self.local_plates
 
     def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sites = self._sites
+        sites = self.sites
         self.latent_dim = len(sites)
         if not sites:
             raise RuntimeError("no latents")
@@ -143,31 +161,41 @@ class AutoPlateFlow(FlowGuide):
             name: biject_to(site["fn"].support).inv(site["value"]).shape
             for name, site in sites.items()
         }
-        self.layout = layout_of(self._who, sites, shapes, self._local)
+        self.layout = layout_of(self._who, sites, shapes, self.local_plates)
         self.latent_dim = self.layout.global_dim + max(b.input_dim for b in self.layout.blocks)
         self._encoders = encoders_of(self._who, self.layout, self._encode)
-        self._sizes = self._sizes_of_tables()
+        self.table_sizes = self._sizes_of_tables()
         plates = self._create_plates(*args, **kwargs)
+        encoders: list[tuple[int, nn.Module | None] | None] = []
+        for encoder, block in zip(self._encoders, self.layout.blocks, strict=True):
+            if encoder is None:
+                self._rows(block)
+                encoders.append(None)
+            else:
+                encoders.append(self._tried(encoder, block, plates, args, kwargs))
+        if self._saved is not None:
+            values = [site["value"] for site in sites.values()]
+            self.parts = self._saved.parts_for(self, values[0].dtype, encoders)
+            self.parts.to(values[0].device)
+            self._saved = None
+            return
         logger.info("%s: looks for a start", self._who)
         starts = find_starts(
             self._bare_model[0],
             self.layout,
-            self._sizes,
+            self.table_sizes,
             args,
             kwargs,
             start=self._start_fn,
             init_loc_fn=self._init_loc_fn,
         )
-        self.origin = starts.origin
-        encoders = [
-            None if encoder is None else self._tried(encoder, block, plates, args, kwargs)
-            for encoder, block in zip(self._encoders, self.layout.blocks, strict=True)
-        ]
+        self.parents, self.origin = starts.parents, starts.origin
         recipes = self.recipe, self.member_recipe
         self.parts = make_parts(self._who, self.layout, starts, recipes, encoders)
 
     @property
-    def _sites(self) -> dict[str, Site]:
+    def sites(self) -> dict[str, Site]:
+        """The latents' sites in the model, by name, once the guide is set up."""
         prototype: Any = self.prototype_trace
         return dict(prototype.iter_stochastic_nodes())
 
@@ -222,7 +250,7 @@ class AutoPlateFlow(FlowGuide):
         if not names:
             return {}
         if self._bare_model is not None:
-            values = {name: site["value"] for name, site in self._sites.items()}
+            values = {name: site["value"] for name, site in self.sites.items()}
             model = self._bare_model[0]
             self._last_seen = look_for_plates(
                 self._who, names, values, lambda: model(*args, **kwargs)
@@ -243,7 +271,7 @@ class AutoPlateFlow(FlowGuide):
         return {**self._last_seen, **whole}
 
     def _check_sizes(self) -> None:
-        for name, size in self._sizes.items():
+        for name, size in self.table_sizes.items():
             if self.plates[name].size != size:
                 raise _checks.refusal(
                     DomainError,
@@ -265,7 +293,7 @@ class AutoPlateFlow(FlowGuide):
             self._setup_prototype(*args, **kwargs)
         plates = self._create_plates(*args, **kwargs)
         drawn = self._draw(args, kwargs)
-        return {name: at_its_site(site, drawn[name], plates) for name, site in self._sites.items()}
+        return {name: at_its_site(site, drawn[name], plates) for name, site in self.sites.items()}
 
     def _draw(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
         """Draw the unconstrained value of each latent."""
@@ -318,14 +346,16 @@ class AutoPlateFlow(FlowGuide):
                     got=_checks.describe(index),
                     advice="Pass the rows' numbers as subsample=, or an encoder to the guide.",
                 )
-            rows.append(None if name in self._whole and len(index) == self._sizes[name] else index)
+            rows.append(
+                None if name in self._whole and len(index) == self.table_sizes[name] else index
+            )
         return rows
 
     def _unpacked(self, z: Tensor) -> dict[str, Tensor]:
         """Return the global latents of a vector, particles on the axes that it has."""
         values, position = {}, 0
         for name, shape in self.layout.shapes.items():
-            site = self._sites[name]
+            site = self.sites[name]
             event_dim = site["fn"].event_dim + len(shape) - site["value"].dim()
             chunk = z[..., position : position + shape.numel()]
             batch = z.shape[:-1] + (1,) * event_dim
@@ -338,7 +368,7 @@ class AutoPlateFlow(FlowGuide):
         nesting = max(-frame.dim for frame in self._prototype_frames.values())
         self._takes_all = True
         try:
-            num = num_fixed_draws(max(self.latent_dim, *self._sizes.values(), 1))
+            num = num_fixed_draws(max(self.latent_dim, *self.table_sizes.values(), 1))
             with (
                 seeded(self._who, 0),
                 poutine.block(),
@@ -347,7 +377,7 @@ class AutoPlateFlow(FlowGuide):
                 drawn = self(*args, **kwargs)
         finally:
             self._takes_all = False
-        ranks = {name: site["value"].dim() for name, site in self._sites.items()}
+        ranks = {name: site["value"].dim() for name, site in self.sites.items()}
         return {
             name: value.reshape(num, *value.shape[value.dim() - ranks[name] :])
             for name, value in drawn.items()
