@@ -44,7 +44,8 @@ def member_flow(input_dim: int, *, context_dim: int) -> Flow:
         >>> member_flow(2, context_dim=3).condition(torch.zeros(10, 3)).sample().shape
         torch.Size([10, 2])
     """
-    hidden_dims = (max(_WIDTH, input_dim),) * 2
+    # One layer, since the networks run for each member of each particle.
+    hidden_dims = (max(_WIDTH, input_dim),)
     of_context: dict[str, Any] = {"context_dim": context_dim}
     masks = alternating_masks(input_dim, _COUPLINGS) if input_dim > 1 else []
     moves_all: dict[str, Any] = {
@@ -55,7 +56,7 @@ def member_flow(input_dim: int, *, context_dim: int) -> Flow:
     spline = RationalQuadraticSpline()
     return Flow(
         [
-            Elementwise(spline, input_dim, hidden_dims=hidden_dims, **of_context),
+            Elementwise(spline, input_dim, hidden_dims=(), **of_context),
             *(
                 AffineCoupling(input_dim, mask=mask, hidden_dims=hidden_dims, **of_context)
                 for mask in masks
