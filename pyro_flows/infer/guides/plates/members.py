@@ -152,7 +152,7 @@ class Members(nn.Module):
                 return table
             for axis, index in enumerate(indices):
                 if index is not None:
-                    table = table.index_select(axis, index)
+                    table = table.index_select(axis, index.to(table.device))
             return block.spread(table)
 
         shift = rows(self.shift)

@@ -68,7 +68,8 @@ class _Look(Messenger):
             transform = biject_to(site["fn"].support)
         except NotImplementedError:
             return site["fn"].sample()
-        return transform(torch.zeros(transform.inverse_shape(shape)))
+        origin = torch.zeros(transform.inverse_shape(shape))
+        return transform(origin if value is None else origin.to(value))
 
 
 @torch.no_grad()
