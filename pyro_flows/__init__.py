@@ -22,6 +22,7 @@ from pyro_flows.errors import (
 )
 from pyro_flows.infer import (
     AutoFlow,
+    AutoPlateFlow,
     FitResult,
     PosteriorDraws,
     fit,
@@ -33,6 +34,7 @@ from pyro_flows.infer import (
 
 __all__ = [
     "AutoFlow",
+    "AutoPlateFlow",
     "CheckpointError",
     "DomainError",
     "FitResult",

@@ -27,6 +27,11 @@ def subsampled():
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
+def sequential():
+    for k in pyro.plate("rows", 3):
+        pyro.sample(f"z_{k}", dist.Normal(0.0, 1.0))
+
+
 def on_a_sphere():
     pyro.sample("direction", dist.ProjectedNormal(torch.tensor([1.0, 0.0])))
 
@@ -62,7 +67,8 @@ MODELS = [
     (array_data, pf.DomainError, ["'y'", "ndarray", "torch.as_tensor"]),
     (discrete, pf.DomainError, ["'k'", "Poisson", "hide=['k']", "TraceEnum_ELBO"]),
     (empty, pf.DomainError, ["at least one latent", "pyro.sample"]),
-    (subsampled, pf.DomainError, ["'rows'", "'z'", "10 of 100", "do not subsample"]),
+    (subsampled, pf.DomainError, ["'rows'", "'z'", "10 of 100", "AutoPlateFlow"]),
+    (sequential, pf.DomainError, ["'rows'", "'z_0'", "loop", "with pyro.plate"]),
     (on_a_sphere, pf.DomainError, ["'direction'", "ProjectedNormal", "Reparam"]),
     (nan_data, pf.NonFiniteError, ["'y'", "1 NaN among 3", "mask"]),
     (nan_model, pf.NonFiniteError, ["'penalty'", "nan", "init_loc_fn"]),

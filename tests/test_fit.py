@@ -298,7 +298,7 @@ def test_state_that_is_handed_back_has_the_best_of_the_bound_that_was_asked_for(
         return SimpleNamespace(log_p=log_p, log_q=torch.zeros(size))
 
     states = {"even": [torch.zeros(1)], "wide": [torch.ones(1)]}
-    scorer = SimpleNamespace(vectorized=True, score=score)
+    scorer = SimpleNamespace(vectorized=True, subsamples=False, score=score)
     chosen = outcome.choose_state(scorer, flat, states, 256, num_importance=num_importance)
     assert chosen == better
 

@@ -275,7 +275,9 @@ def test_what_cannot_be_saved_or_loaded(saved, tmp_path):
     path = tmp_path / "new"
     with pytest.raises(pf.DomainError, match="expected the guide to be set up"):
         save(pf.AutoFlow(model), path)
-    with pytest.raises(pf.DomainError, match="expected an AutoFlow or a Flow; got"):
+    with pytest.raises(
+        pf.DomainError, match="expected an AutoFlow, an AutoPlateFlow or a Flow; got"
+    ):
         save(pyro.infer.autoguide.AutoNormal(model), path)
     with pytest.raises(pf.DomainError, match="expected a model, to load its guide, or a recipe"):
         load(saved)

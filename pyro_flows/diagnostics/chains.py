@@ -9,7 +9,7 @@ from pyro_flows.diagnostics import arrays
 from pyro_flows.diagnostics.draws import Draws
 from pyro_flows.diagnostics.recorded import Recorded
 from pyro_flows.errors import DomainError
-from pyro_flows.infer.guides.auto_flow import AutoFlow
+from pyro_flows.infer.guides.flow_guide import FlowGuide
 from pyro_flows.infer.posterior_draws import PosteriorDraws
 from pyro_flows.infer.tracer import Fn
 
@@ -65,7 +65,7 @@ def chains_of(
     num_draws = _checks.check_count("to_arviz", "num_draws", num_draws)
     sources: list[Draws] = []
     for each in guides:
-        if isinstance(each, AutoFlow):
+        if isinstance(each, FlowGuide):
             each.initialise(*args, **kwargs)
         subsamples = sources[0].subsamples if sources else None
         sources.append(Draws(model, each, args, kwargs, subsamples))

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
 from pyro_flows.infer import store
-from pyro_flows.infer.guides.auto_flow import AutoFlow
+from pyro_flows.infer.guides.flow_guide import FlowGuide
 from pyro_flows.infer.importance import psis
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import seeded
@@ -93,8 +93,8 @@ def weigh(
 
 
 def _check_ready(who: str, guide: Callable[..., Any]) -> None:
-    if isinstance(guide, AutoFlow):
-        guide.get_base_dist()
+    if isinstance(guide, FlowGuide):
+        guide.check_ready()
     elif not callable(guide):
         raise _checks.refusal(
             DomainError, who, expected="a guide to call", got=_checks.describe(guide)

@@ -3,6 +3,7 @@
 from pyro_flows.infer.guides.auto_flow import AutoFlow
 from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.log_density import LogDensity
+from pyro_flows.infer.guides.plates.guide import AutoPlateFlow
 from pyro_flows.infer.importance import pareto_k, psis
 from pyro_flows.infer.mcmc import independence_metropolis, neutra
 from pyro_flows.infer.particles import Particles, Scores
@@ -15,6 +16,7 @@ from pyro_flows.infer.training.result import FitResult
 
 __all__ = [
     "AutoFlow",
+    "AutoPlateFlow",
     "FitResult",
     "LogDensity",
     "Particles",

@@ -23,7 +23,7 @@ from pyro_flows.diagnostics.calibration.simulation import (
     Simulator,
 )
 from pyro_flows.errors import DomainError, NonFiniteError
-from pyro_flows.infer.guides.auto_flow import AutoFlow
+from pyro_flows.infer.guides.flow_guide import FlowGuide
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.training.fit import fit
 
@@ -127,7 +127,7 @@ class Trial:
                 got=_checks.describe(guide),
             )
         if self.options is None:
-            if isinstance(guide, AutoFlow):
+            if isinstance(guide, FlowGuide):
                 guide.initialise(*self.args, **self.kwargs)
             return guide, np.nan
         options = {**({} if engine is None else {"engine": engine}), **self.options}

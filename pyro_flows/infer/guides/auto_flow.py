@@ -1,12 +1,10 @@
 """A guide that is a flow over all latents of a model."""
 
-import copy
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
@@ -17,15 +15,16 @@ from torch.distributions import biject_to
 
 from pyro_flows import _checks, flows
 from pyro_flows.distributions import Flow, StandardNormal
-from pyro_flows.errors import DomainError, NonFiniteError
-from pyro_flows.infer import store
+from pyro_flows.errors import NonFiniteError
 from pyro_flows.infer.guides.assembly import assemble
+from pyro_flows.infer.guides.flow_guide import FlowGuide, num_fixed_draws
 from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.hierarchy import Parents, prior_parents
 from pyro_flows.infer.guides.latents import constrained_sites
 from pyro_flows.infer.guides.log_density import LogDensity
 from pyro_flows.infer.guides.model_check import ModelCheck
-from pyro_flows.infer.guides.start import STARTS, StartFn
+from pyro_flows.infer.guides.sites import at_its_site
+from pyro_flows.infer.guides.start import StartFn
 from pyro_flows.infer.posterior_distribution import PosteriorDistribution, latents_of
 from pyro_flows.infer.random import seeded
 from pyro_flows.infer.threads import threads_for
@@ -35,8 +34,6 @@ logger = logging.getLogger("pyro_flows")
 
 _LEAST_INITS, _MORE_INITS, _MORE_INITS_NUMBERS = 2, 6, 250
 _MOST_INITS = 10
-# For medians and quantiles: fewer draws where there are many latents.
-_QUANTILE_DRAWS, _LEAST_QUANTILE_DRAWS, _QUANTILE_NUMBERS = 4000, 400, 1_000_000
 
 
 class SavedGuide(Protocol):
@@ -47,7 +44,7 @@ class SavedGuide(Protocol):
         ...
 
 
-class AutoFlow(AutoContinuous):
+class AutoFlow(FlowGuide, AutoContinuous):
     r"""Approximate the posterior of a model by a flow over all its latents.
 
     .. math:: \epsilon \sim p_0, \quad z = \mu + L\, A(f(\epsilon)), \quad \theta = T(z)
@@ -76,7 +73,8 @@ class AutoFlow(AutoContinuous):
 
     Raises:
         DomainError: An argument is not possible. On setting up: a latent is discrete or stands in
-            a subsampled plate, there is no latent, or the data hold a NaN.
+            a subsampled plate (for which there is :class:`~pyro_flows.AutoPlateFlow`) or in a
+            sequential one, there is no latent, or the data hold a NaN.
         ShapeError: On setting up: the recipe returns a flow of another size.
 
     Reference:
@@ -106,14 +104,10 @@ class AutoFlow(AutoContinuous):
         create_plates: Callable[..., Any] | None = None,
         gradient: str = "path",
     ) -> None:
-        if not callable(model):
-            raise _checks.refusal(
-                DomainError, self._who, expected="a model to call", got=_checks.describe(model)
-            )
-        checked = ModelCheck(self._who)(model)
+        self._check_model(model)
+        checked = ModelCheck(self._who, may_subsample=self._may_subsample)(model)
         super().__init__(checked, init_loc_fn=or_origin(init_loc_fn or init_to_median))
-        # In a tuple, so that it does not become a submodule; Pyro's own copy draws initial values.
-        self._bare_model = (model,)
+        self._own(model, start, gradient)
         self.create_plates = create_plates
         self._searches_widely = init_loc_fn is None
         self.recipe = flows.find(flow)
@@ -121,52 +115,9 @@ class AutoFlow(AutoContinuous):
         self.origin = ""
         # Of a file, until the model's arguments are there to compare its latents with.
         self._saved: SavedGuide | None = None
-        if not callable(start):
-            start = STARTS[_checks.check_choice("AutoFlow", "start", start, tuple(STARTS))]
-        self._start_fn = start
-        self.gradient = _checks.check_choice("AutoFlow", "gradient", gradient, ("path", "total"))
 
-    def initialise(self, *args: Any, **kwargs: Any) -> None:
-        """Set the guide up for the model's arguments, if it is not yet.
-
-        Args:
-            *args: The model's arguments.
-            **kwargs: The model's keyword arguments.
-        """
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-            self._create_plates(*args, **kwargs)
-
-    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        if self._bare_model is None:
-            raise _checks.refusal(
-                DomainError,
-                self._who,
-                expected="a guide that was set up before it was pickled",
-                got="one without its model",
-                advice="Pickle it after guide.initialise(*args), or build it anew.",
-            )
-        try:
-            # Validation would word a NaN in Pyro's terms, and without the site.
-            with poutine.block(), pyro.validation_enabled(False):
-                super()._setup_prototype(*args, **kwargs)
-                self.flow = self._first_flow(args, kwargs)
-        except BaseException as error:
-            # A half-built guide must not look like a finished one to the next call.
-            self.prototype_trace = None
-            if getattr(self, "latent_dim", None) == 0 and isinstance(error, RuntimeError):
-                raise _checks.refusal(
-                    DomainError,
-                    self._who,
-                    expected="a model with at least one latent",
-                    got="none",
-                    advice="Add a pyro.sample site without obs, or use an empty guide.",
-                ) from None
-            raise
-
-    @property
-    def _who(self) -> str:
-        return type(self).__name__
+    def _build(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.flow = self._first_flow(args, kwargs)
 
     def _first_flow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow:
         """Return the flow of a file, where this guide is of one, or one that is yet to train."""
@@ -223,21 +174,23 @@ class AutoFlow(AutoContinuous):
         yield from prototype.iter_stochastic_nodes()
 
     def _ready_flow(self) -> Flow:
-        flow: Any = self._modules.get("flow")
-        if flow is None:
-            raise _checks.refusal(
-                DomainError,
-                self._who,
-                expected="the guide to be set up",
-                got="a guide that has not run yet",
-                advice="Call guide.initialise(*args) with the model's arguments.",
-            )
-        frozen = not any(parameter.requires_grad for parameter in flow.parameters())
-        if frozen or not self._pyro_context.active or not store.is_used():
-            return flow
-        store.claim(self, "flow", flow)
-        # Reading the attribute is what makes the parameters known to Pyro.
-        return self.flow
+        return cast(Flow, self._ready())
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw all latents, each at a site of its name.
+
+        Args:
+            *args: The model's arguments.
+            **kwargs: The model's keyword arguments.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        return {
+            site["name"]: at_its_site(site, unconstrained, plates)
+            for site, unconstrained in self._unpack_latent(latent)
+        }
 
     def get_base_dist(self) -> TorchDistribution:
         """Return the flow's base distribution."""
@@ -261,49 +214,8 @@ class AutoFlow(AutoContinuous):
         """
         return self._ready_flow().with_draw_kept(path_gradient=self.gradient == "path")
 
-    @torch.no_grad()
-    def quantiles(
-        self, quantiles: Sequence[float] | Tensor, *args: Any, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        """Return posterior quantiles of each latent, from fixed draws.
-
-        Args:
-            quantiles: Levels between 0 and 1.
-            *args: The model's arguments; needed only where the guide is not set up.
-            **kwargs: The model's keyword arguments.
-
-        Returns:
-            For each site a tensor of shape ``(len(quantiles),)`` + the site's shape.
-        """
-        self.initialise(*args, **kwargs)
-        levels = torch.as_tensor(quantiles)
-        if levels.dim() != 1 or bool(((levels < 0) | (levels > 1)).any()):
-            raise _checks.refusal(
-                DomainError,
-                self._who,
-                expected="a sequence of levels between 0 and 1",
-                got=f"{quantiles!r}",
-            )
-        return {
-            name: torch.quantile(values, levels.to(values), dim=0)
-            for name, values in self._fixed_draws().items()
-        }
-
-    @torch.no_grad()
-    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return the posterior median of each latent, from fixed draws.
-
-        Args:
-            *args: The model's arguments; needed only where the guide is not set up.
-            **kwargs: The model's keyword arguments.
-        """
-        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
-
-    def _fixed_draws(self) -> dict[str, Tensor]:
-        flow = self._ready_flow()
-        num = min(
-            _QUANTILE_DRAWS, max(_LEAST_QUANTILE_DRAWS, _QUANTILE_NUMBERS // self.latent_dim)
-        )
+    def _fixed_draws(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        flow, num = self._ready_flow(), num_fixed_draws(self.latent_dim)
         with seeded(self._who, 0):
             eps = flow.base_dist.expand((num,)).sample()
         if isinstance(flow.base_dist, StandardNormal):
@@ -330,24 +242,6 @@ class AutoFlow(AutoContinuous):
             torch.Size([5])
         """
         return PosteriorDistribution(self._ready_flow(), latents_of(self))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "AutoFlow":
-        # Through the state, which leaves the model behind; a copy in this process can keep it.
-        new: AutoFlow = type(self).__new__(type(self))
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        new._model, new._bare_model = self._model, self._bare_model
-        return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Pyro's version empties the live guide, and its parameters carry weak references.
-        model, master = self._model, self.master
-        for parameter in self.parameters():
-            parameter.__dict__.pop("unconstrained", None)
-        try:
-            return {**super().__getstate__(), "_bare_model": None}
-        finally:
-            self._model, self.master = model, master
 
 
 def or_origin(init_loc_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,5 +1,6 @@
-"""What a model must be for a joint flow over its latents; each refusal names the site."""
+"""What a model must be for a flow over its latents; each refusal names the site."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,11 +22,18 @@ class ModelCheck(Messenger):
     Args:
         who: Name of the guide or function, for the messages.
         latents: Whether to look at the latents as well.
+        may_subsample: Says of which plates, by name, a subsample may hold latents.
     """
 
-    def __init__(self, who: str, *, latents: bool = True) -> None:
+    def __init__(
+        self,
+        who: str,
+        *,
+        latents: bool = True,
+        may_subsample: Callable[[str], bool] = lambda name: False,
+    ) -> None:
         super().__init__()
-        self._who, self._latents = who, latents
+        self._who, self._latents, self._may_subsample = who, latents, may_subsample
         self._seen: set[str] = set()
 
     def __enter__(self) -> Any:
@@ -76,7 +84,7 @@ class ModelCheck(Messenger):
                 self._who,
                 expected=expected,
                 got=f"the discrete distribution {_kind(site['fn'])}",
-                advice=f"Enumerate it: hide it from the guide, AutoFlow(poutine.block(model, "
+                advice=f"Enumerate it: hide it from the guide, {self._who}(poutine.block(model, "
                 f"hide=[{name!r}])), and train with TraceEnum_ELBO.",
             )
         try:
@@ -105,7 +113,18 @@ class ModelCheck(Messenger):
 
     def _check_plates(self, site: Site) -> None:
         for frame in site["cond_indep_stack"]:
-            if frame.full_size is not None and frame.full_size != frame.size:
+            if not frame.vectorized:
+                raise _checks.refusal(
+                    DomainError,
+                    self._who,
+                    expected=f"plates that are entered with `with` around the latent "
+                    f"{site['name']!r}",
+                    got=f"a loop over the plate {frame.name!r}",
+                    advice=f"Write `with pyro.plate({frame.name!r}, ...):` around a vectorised "
+                    "site, or loop over range(...) instead.",
+                )
+            is_whole = frame.full_size is None or frame.full_size == frame.size
+            if not is_whole and not self._may_subsample(frame.name):
                 raise _checks.refusal(
                     DomainError,
                     self._who,
@@ -113,7 +132,7 @@ class ModelCheck(Messenger):
                     f"{site['name']!r}",
                     got=f"a subsample of {frame.size} of {frame.full_size}",
                     advice="A joint flow would reuse the same latents for whatever members are "
-                    "drawn; do not subsample a plate that holds latents.",
+                    "drawn: take AutoPlateFlow, whose members have latents of their own.",
                 )
 
 

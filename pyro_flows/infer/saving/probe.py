@@ -19,9 +19,12 @@ def probe(flow: Flow) -> dict[str, Tensor]:
     Args:
         flow: The flow.
     """
+    given = {}
     with seeded("save", 0):
         eps = flow.base_dist.sample((_NUM,))
-    return {"eps": eps, **_images(flow, eps)}
+        if flow.context_dim:
+            given = {"context": torch.randn(_NUM, flow.context_dim).to(eps)}
+    return {"eps": eps, **given, **_images(flow, eps, given.get("context"))}
 
 
 @torch.no_grad()
@@ -34,7 +37,7 @@ def differs(flow: Flow, saved: dict[str, Tensor]) -> str:
     """
     tolerance = _TOLERANCES.get(saved["eps"].dtype, _LEAST_TOLERANCE)
     rounding = 100 * torch.finfo(saved["eps"].dtype).eps
-    for name, ours in _images(flow, saved["eps"]).items():
+    for name, ours in _images(flow, saved["eps"], saved.get("context")).items():
         theirs = saved[name].double()
         spread = theirs.std(0) if name == "draws" else 10.0
         allowed = tolerance * spread + rounding * theirs.abs()
@@ -45,6 +48,6 @@ def differs(flow: Flow, saved: dict[str, Tensor]) -> str:
     return ""
 
 
-def _images(flow: Flow, eps: Tensor) -> dict[str, Tensor]:
-    draws, ladj = flow.transform.forward_and_ladj(eps)
+def _images(flow: Flow, eps: Tensor, context: Tensor | None) -> dict[str, Tensor]:
+    draws, ladj = flow.transform.forward_and_ladj(eps, context)
     return {"draws": draws, "log-densities": flow.base_dist.log_prob(eps) - ladj}

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -19,7 +20,12 @@ from pyro_flows.infer.guides.assembly import assemble
 from pyro_flows.infer.guides.auto_flow import AutoFlow
 from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.hierarchy import Parents
+from pyro_flows.infer.guides.plates.encoders import Encode
+from pyro_flows.infer.guides.plates.guide import AutoPlateFlow
+from pyro_flows.infer.guides.plates.parts import MemberRecipe
+from pyro_flows.infer.guides.plates.parts import member_flow as default_member_flow
 from pyro_flows.infer.random import aside
+from pyro_flows.infer.saving import plates
 from pyro_flows.infer.saving.budget import Budget
 from pyro_flows.infer.saving.probe import differs
 from pyro_flows.infer.saving.record import Site, parents_in, sites_in, sites_of
@@ -45,8 +51,10 @@ def load(
     flow: str | flows.Recipe | None = None,
     init_loc_fn: Callable[..., Tensor] | None = None,
     create_plates: Fn | None = None,
+    member_flow: str | MemberRecipe | None = None,
+    encode: Encode | None = None,
     allow_non_finite: bool = False,
-) -> AutoFlow: ...
+) -> AutoFlow | AutoPlateFlow: ...
 
 
 @overload
@@ -67,8 +75,10 @@ def load(
     flow: str | flows.Recipe | None = None,
     init_loc_fn: Callable[..., Tensor] | None = None,
     create_plates: Fn | None = None,
+    member_flow: str | MemberRecipe | None = None,
+    encode: Encode | None = None,
     allow_non_finite: bool = False,
-) -> AutoFlow | Flow:
+) -> AutoFlow | AutoPlateFlow | Flow:
     """Load what :func:`save` saved: a guide, given its model, or a flow, given its recipe.
 
     Nothing in the file is executed. It is read whole or refused, and what is built from it must
@@ -87,11 +97,16 @@ def load(
         flow: The recipe, where the file does not name a registered one.
         init_loc_fn: As for :class:`~pyro_flows.AutoFlow`; only its shapes and supports count.
         create_plates: As for :class:`~pyro_flows.AutoFlow`.
+        member_flow: The recipe of the members' flows of an :class:`~pyro_flows.AutoPlateFlow`,
+            where the file does not name a registered one.
+        encode: The encoders of an :class:`~pyro_flows.AutoPlateFlow`; modules take their weights
+            from the file once the guide is set up.
         allow_non_finite: Whether weights may be NaN or infinite.
 
     Raises:
         CheckpointError: The file is missing, damaged, foreign, or not of this model and recipe.
-        DomainError: There is neither a model nor a recipe.
+        DomainError: There is neither a model nor a recipe, or something for an ``AutoPlateFlow``
+            and a file of another guide.
 
     Example:
         >>> import os, tempfile, pyro_flows as pf
@@ -104,18 +119,62 @@ def load(
     if model is None:
         return _load_flow(path, flow, allow_non_finite)
     found = read_checkpoint(path, kind=GUIDE, allow_non_finite=allow_non_finite)
-    saved, recipe = _saved_guide(found, flow)
     with _refusing(found):
         gradient = _checks.check_choice(
             "load", "gradient", found.record["gradient"], ("path", "total")
         )
-    guide = AutoFlow(
-        model, recipe, init_loc_fn=init_loc_fn, create_plates=create_plates, gradient=gradient
-    )
-    guide._saved, guide.parents, guide.origin = saved, saved.parents, saved.origin
+    options: dict[str, Any] = {
+        "init_loc_fn": init_loc_fn,
+        "create_plates": create_plates,
+        "gradient": gradient,
+    }
+    guide: AutoFlow | AutoPlateFlow
+    if found.record.get("class") == "AutoPlateFlow":
+        guide = _plate_guide(found, model, flow, member_flow, encode=encode, **options)
+    else:
+        if member_flow is not None or encode is not None:
+            raise _checks.refusal(
+                DomainError,
+                "load",
+                expected="neither member_flow nor encode for an AutoFlow",
+                got=f"one of them, for the guide of {str(path)!r}",
+            )
+        saved, recipe = _saved_guide(found, flow)
+        guide = AutoFlow(model, recipe, **options)
+        guide._saved, guide.parents, guide.origin = saved, saved.parents, saved.origin
     if args is not None or kwargs is not None:
         with aside():
             guide.initialise(*(args or ()), **(kwargs or {}))
+    return guide
+
+
+def _plate_guide(
+    found: Checkpoint,
+    model: Fn,
+    flow: str | flows.Recipe | None,
+    of_members: str | MemberRecipe | None,
+    **options: Any,
+) -> AutoPlateFlow:
+    """Return a guide for models with plates, whose modules are made when it is set up."""
+    record = found.record
+    recipe, building = _recipe(found, flow)
+    with _refusing(found):
+        local, origin = record["plates"], str(record["origin"])
+        local = None if local is None else [str(plate) for plate in local]
+        described = [str(line) for line in record["latents"]], str(record["dtype"])
+        parents = {name: frozenset(others) for name, others in record["parents"].items()}
+        is_default = of_members is None and plates.is_default(record["member_recipe"])
+    if is_default:
+        member_recipe: MemberRecipe = default_member_flow
+    else:
+        member_recipe, of_file = _recipe(found, of_members, "member_")
+        building = of_file if flow is not None else building
+    guide = AutoPlateFlow(model, recipe, member_flow=member_recipe, plates=local, **options)
+    trusted = isinstance(building, nullcontext)
+    guide._saved = plates.SavedParts(
+        found, *described, parents, nullcontext if trusted else partial(_within_budget, found)
+    )
+    guide.parents, guide.origin = parents, origin
     return guide
 
 
@@ -191,21 +250,21 @@ def _saved_guide(
 
 
 def _recipe(
-    found: Checkpoint, flow: str | flows.Recipe | None
+    found: Checkpoint, flow: str | flows.Recipe | None, lead: str = ""
 ) -> tuple[flows.Recipe, AbstractContextManager[Any]]:
     """Return the recipe, and the context to build by it; no code but the caller's is trusted."""
     if flow is not None:
         return flows.find(flow), nullcontext()
     record = found.record
     with _refusing(found):
-        recipe, function = record["recipe"], record["function"]
+        recipe, function = record[f"{lead}recipe"], record[f"{lead}function"]
     if recipe is None:
         raise layout.refusal(
             "load",
             found.path,
-            expected="flow=..., the recipe of the guide, beside",
+            expected=f"{lead}flow=..., the recipe of the guide, beside",
             got=f"no recipe, and the file names the function {function!r}, which it cannot hold",
-            advice="Pass that function: load(path, model=..., flow=make_flow).",
+            advice=f"Pass that function: load(path, model=..., {lead}flow=make_flow).",
         )
     with _refusing(found, "Register that recipe first, by pyro_flows.flows.register, or pass it "):
         made = from_name(recipe["name"], recipe["options"])

@@ -49,7 +49,7 @@ def sites_of(guide: AutoContinuous) -> list[Site]:
             name,
             list(site["value"].shape),
             list(guide._unconstrained_shapes[name]),
-            _described(site["fn"].support),
+            described(site["fn"].support),
         )
         for name, site in trace.iter_stochastic_nodes()
     ]
@@ -81,8 +81,12 @@ def record_of_site(site: Site) -> dict[str, JSON]:
     return dict(site._asdict())
 
 
-def _described(support: Constraint) -> str:
-    """Name a support with its bounds, the same on every device."""
+def described(support: Constraint) -> str:
+    """Name a support with its bounds, the same on every device.
+
+    Args:
+        support: The support.
+    """
     # Some keep what they were made of besides what they are.
     held = {key: value for key, value in vars(support).items() if key != "_is_discrete"}
     words = [f"{key.lstrip('_')}={_bound(value)}" for key, value in held.items()]
@@ -91,7 +95,7 @@ def _described(support: Constraint) -> str:
 
 def _bound(value: Any) -> str:
     if isinstance(value, Constraint):
-        return _described(value)
+        return described(value)
     if isinstance(value, Tensor):
         value = value.detach()
         if value.numel() > _MOST_NUMBERS:

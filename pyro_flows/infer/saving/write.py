@@ -10,8 +10,10 @@ from pyro_flows import _checks
 from pyro_flows.checkpoint import JSON, write_checkpoint
 from pyro_flows.distributions import Flow
 from pyro_flows.errors import DomainError, NonFiniteError
-from pyro_flows.flows.registry import named
 from pyro_flows.infer.guides.auto_flow import AutoFlow
+from pyro_flows.infer.guides.plates.guide import AutoPlateFlow
+from pyro_flows.infer.guides.plates.parts import Parts
+from pyro_flows.infer.saving import plates
 from pyro_flows.infer.saving.probe import probe
 from pyro_flows.infer.saving.record import record_of_site, sites_of
 from pyro_flows.transforms.base import any_float
@@ -22,7 +24,10 @@ GUIDE, FLOW = "guide", "flow"
 
 
 def save(
-    guide: AutoFlow | Flow, path: str | os.PathLike[str], *, allow_non_finite: bool = False
+    guide: AutoFlow | AutoPlateFlow | Flow,
+    path: str | os.PathLike[str],
+    *,
+    allow_non_finite: bool = False,
 ) -> None:
     """Save a guide, or a flow, in a file that :func:`load` reads.
 
@@ -32,7 +37,9 @@ def save(
     it.
 
     Args:
-        guide: An :class:`~pyro_flows.AutoFlow` that is set up, or a :class:`~pyro_flows.Flow`.
+        guide: An :class:`~pyro_flows.AutoFlow` or an :class:`~pyro_flows.AutoPlateFlow` that is
+            set up, or a :class:`~pyro_flows.Flow`. Encoders that are modules have their weights in
+            the file, and are passed to :func:`load`.
         path: The file.
         allow_non_finite: Whether weights may be NaN or infinite.
 
@@ -53,41 +60,46 @@ def save(
         >>> bool(load(path, model=model, args=()).median()["scale"] == guide.median()["scale"])
         True
     """
-    flow, kind, record = _parts(guide)
-    tensors = {f"weights/{name}": tensor for name, tensor in flow.state_dict().items()}
-    if kind == GUIDE:
-        tensors |= {f"probe/{name}": tensor for name, tensor in probe(flow).items()}
+    module, kind, record = _parts(guide)
+    if isinstance(module, Parts):
+        tensors = plates.tensors_of(module)
+    else:
+        tensors = {f"weights/{name}": tensor for name, tensor in module.state_dict().items()}
+        if kind == GUIDE:
+            tensors |= {f"probe/{name}": tensor for name, tensor in probe(module).items()}
     if not allow_non_finite:
         _check_finite(tensors)
-    own = any_float(flow)
+    own = any_float(module)
     record["dtype"] = "" if own is None else str(own.dtype).removeprefix("torch.")
     write_checkpoint(path, tensors, record, kind=kind)
     logger.info("save: wrote %s", path)
 
 
-def _parts(guide: Any) -> tuple[Flow, str, dict[str, JSON]]:
-    """Return the flow, the kind of the file, and its record."""
+def _parts(guide: Any) -> tuple[Flow | Parts, str, dict[str, JSON]]:
+    """Return the modules, the kind of the file, and its record."""
     if isinstance(guide, Flow):
         return guide, FLOW, {"input_dim": guide.input_dim}
     # What a subclass adds would be lost.
     if type(guide) is AutoFlow:
         return guide._ready_flow(), GUIDE, _guide_record(guide)
+    if type(guide) is AutoPlateFlow:
+        guide.check_ready()
+        return guide.parts, GUIDE, plates.record_of(guide)
     raise _checks.refusal(
         DomainError,
         "save",
-        expected="an AutoFlow or a Flow",
+        expected="an AutoFlow, an AutoPlateFlow or a Flow",
         got=_checks.describe(guide),
         advice="Save other guides with torch.save(guide.state_dict(), path).",
     )
 
 
 def _guide_record(guide: AutoFlow) -> dict[str, JSON]:
-    recipe = named(guide.recipe)
-    function: Any = guide.recipe
+    saved = plates.saved_recipe(guide.recipe)
     return {
-        "recipe": None if recipe is None else recipe._asdict(),
-        # For the message that asks for it again.
-        "function": "" if recipe else getattr(function, "__qualname__", repr(type(function))),
+        "class": "AutoFlow",
+        "recipe": saved.recipe,
+        "function": saved.function,
         "sites": [record_of_site(site) for site in sites_of(guide)],
         "parents": {name: sorted(others) for name, others in guide.parents.items()},
         "origin": guide.origin,

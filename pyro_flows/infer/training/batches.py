@@ -131,6 +131,11 @@ class Batches:
         generator = getattr(self._items, "generator", None)
         return {"batches": generator} if isinstance(generator, torch.Generator) else {}
 
+    def one_pass(self) -> Iterator[Batch] | None:
+        """Return the batches of a pass of its own; none where the arguments are the same."""
+        items: Any = self._items
+        return None if items is None else (self._batch(item) for item in items)
+
     def state(self) -> dict[str, RandomState]:
         """Return the random states to save, with :attr:`began`, to go on within a pass."""
         now = RandomState(_of_generators(random_state(self._generators)), {})

@@ -12,7 +12,7 @@ import numpy as np
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError, FlowError
 from pyro_flows.infer import store
-from pyro_flows.infer.guides.auto_flow import AutoFlow
+from pyro_flows.infer.guides.flow_guide import FlowGuide
 from pyro_flows.infer.guides.model_check import ModelCheck
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import seeded
@@ -96,7 +96,10 @@ def fit(
         particle_chunk: Number of particles at once, where memory is short; a divisor of
             ``particles``. The gradient stays the same.
         batches: Yields the model's positional arguments of each step, in place of ``*args``; a
-            list or a ``DataLoader``, for example, which is iterated over and over.
+            list or a ``DataLoader``, for example, which is iterated over and over. The ELBO is
+            that of all data where plates say how many there are: ``pyro.plate("rows", 1000,
+            subsample=rows)``, for instance. It is the mean over a pass, or over its first 200
+            batches, and 40 of them choose the state.
         callbacks: Called after each step with a :class:`~pyro_flows.infer.StepInfo`; one that
             returns True ends the run.
         checkpoint: A file to save the run in, at its end and every ``checkpoint_every`` seconds.
@@ -163,7 +166,7 @@ def fit(
     with store.unused(), seeded("fit", seed), _using(guide, gradient):
         of_steps = Batches(args, kwargs, batches)
         first_args, first_kwargs = of_steps.first
-        if isinstance(guide, AutoFlow):
+        if isinstance(guide, FlowGuide):
             guide.initialise(*first_args, **first_kwargs)
         scorer = _particles(model, guide, first_args, first_kwargs)
         run = Run(scorer, of_steps, options)
@@ -181,7 +184,7 @@ def fit(
         engine=run.loop.engine.rung,
         step_bytes=ending.step_bytes,
         vectorized=scorer.vectorized,
-        subsampled=scorer.subsamples,
+        subsampled=scorer.subsamples or batches is not None,
         **ending.outcome._asdict(),
     )
 
@@ -192,7 +195,7 @@ def _using(guide: Callable[..., Any], gradient: str | None) -> Iterator[None]:
     if gradient is None:
         yield
         return
-    if not isinstance(guide, AutoFlow):
+    if not isinstance(guide, FlowGuide):
         if gradient != "total":
             raise _checks.refusal(
                 DomainError,

@@ -35,13 +35,14 @@ class FitResult:
             which are not among ``steps`` and ``losses``.
         step_bytes: Most bytes that the tensors of one step hold at once, run by Python.
         engine: How the last step ran: ``"eager"``, ``"traced"`` or ``"compiled"``.
-        elbo: ELBO of the fitted guide, on fresh draws, in nats.
-        elbo_se: Its Monte-Carlo standard error.
+        elbo: ELBO of the fitted guide, on fresh draws, in nats; with ``batches`` or subsampled
+            plates, the mean over up to 200 batches or subsamples.
+        elbo_se: Its standard error, by the draws, and by which data were seen if not all.
         ess: Effective share of those draws, between 0 and 1, by their importance weights.
         k_hat: Pareto shape of the largest weights; below 0.7 the posterior can be trusted and
             corrected by the weights.
         vectorized: Whether the model ran for all particles at once.
-        subsampled: Whether the data were subsampled, so that the weights say nothing.
+        subsampled: Whether each step saw a part of the data, so that the weights say nothing.
     """
 
     losses: np.ndarray = field(repr=False)

@@ -14,6 +14,7 @@ from torch import nn
 from pyro_flows.checkpoint import JSON
 from pyro_flows.infer.engine import Engine, FlatParameters, StepFunction
 from pyro_flows.infer.engine.memory import peak_memory
+from pyro_flows.infer.guides.flow_guide import FlowGuide
 from pyro_flows.infer.particles import Particles
 from pyro_flows.infer.random import aside
 from pyro_flows.infer.threads import threads_for
@@ -104,7 +105,7 @@ class Run:
 
     def _num_latents(self) -> int:
         guide = self._scorer.guide
-        if isinstance(guide, AutoContinuous):
+        if isinstance(guide, AutoContinuous | FlowGuide):
             return int(guide.latent_dim)
         return self._scorer.num_latents
 
@@ -176,7 +177,7 @@ class Run:
                 status, reason = self._steps()
                 self.loop.engine.close()
                 state = self._choose()
-                outcome = evaluate(self._scorer, chunk)
+                outcome = evaluate(self._scorer, chunk, batches=self._batches.one_pass())
                 if status != "interrupted":
                     state, outcome = self._refine(state, outcome)
                 step_bytes = self._memory()
@@ -251,6 +252,7 @@ class Run:
             candidates,
             self._options.chunk,
             num_importance=self._options.num_importance,
+            batches=self._batches.one_pass(),
         )
         if chosen == "start":
             logger.warning("fit: hands back the start, since no later state has a higher bound")

@@ -1,0 +1,1 @@
+"""The guide for models whose plates hold latents, and its parts."""
