@@ -103,9 +103,9 @@ def test_subsamples_of_the_model_count_in_the_standard_error():
 
 
 def test_one_draw_a_batch_has_an_error_of_the_batches():
-    parts = [torch.tensor([float(k)]) for k in range(5)]
-    elbo, error = outcome._bound_of_parts(parts, 1, is_whole=False)
+    parts = torch.tensor([[float(k), math.nan] for k in range(5)])
+    elbo, error = outcome._mean_bound(parts)
     assert elbo == 2.0
     assert error == pytest.approx(math.sqrt(2.5 / 5))
-    whole = [torch.tensor([k - 1.0, k + 1.0]) for k in range(5)]
-    assert outcome._bound_of_parts(whole, 1, is_whole=True)[1] == pytest.approx(1 / math.sqrt(5))
+    whole = torch.tensor([[float(k), 1.0] for k in range(5)])
+    assert outcome._mean_bound(whole, is_whole=True)[1] == pytest.approx(1 / math.sqrt(5))

@@ -354,8 +354,7 @@ def test_interrupt_of_the_evaluation_leaves_the_last_state(monkeypatch):
     guide = guide_for(normal_model, y)
     watched = Watched(guide)
 
-    def interrupted(candidates, score):
-        score(candidates["average"])
+    def interrupted(scores):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pf.infer.training.outcome, "choose", interrupted)

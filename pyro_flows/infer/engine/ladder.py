@@ -1,7 +1,7 @@
 """The rungs on which a step runs: eager, traced, compiled."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pyro
@@ -19,6 +19,8 @@ logger = logging.getLogger("pyro_flows")
 
 Rung = Literal["eager", "traced", "compiled"]
 RUNGS = ("auto", "eager", "traced", "compiled")
+
+Reduce = Callable[[Tensor, list[Tensor]], tuple[Tensor, list[Tensor]]]
 
 # Recording takes as long as 15 to 60 eager steps, and saves half of a step or so.
 _LEAST_STEPS = 100
@@ -46,8 +48,9 @@ class Engine:
         rung: One of the above, or ``"auto"``.
         steps: How many steps are planned.
         untraceable: Why the step should not be recorded, if so.
-        chunks: How often the step is evaluated, for the mean; above one, the step does not clip.
-        clip_norm: Largest norm of that mean's gradient.
+        chunks: How often the step is evaluated, for the mean.
+        clip_norm: Largest norm of that mean's gradient; a single evaluation clips by itself.
+        reduce: Makes of loss and gradients those of all processes; the step then does not clip.
 
     Raises:
         DomainError: The step cannot be run on the rung that was asked for.
@@ -63,9 +66,10 @@ class Engine:
         untraceable: str = "",
         chunks: int = 1,
         clip_norm: float | None = None,
+        reduce: Reduce | None = None,
     ) -> None:
         self._who, self._step, self._steps = who, step, steps
-        self._chunks, self._clip_norm = chunks, clip_norm
+        self._chunks, self._clip_norm, self._reduce = chunks, clip_norm, reduce
         self._asked = _checks.check_choice(who, "engine", rung, RUNGS)
         self._records = rung in ("traced", "compiled") or (
             rung == "auto" and steps >= _LEAST_STEPS
@@ -96,7 +100,8 @@ class Engine:
         """
         if self._records and batch is not self._batch:
             self._runner, self._batch = self._runner_for(batch), batch
-        loss, norm, *grads = self._run(batch) if self._chunks == 1 else self._mean(batch)
+        alone = self._chunks == 1 and self._reduce is None
+        loss, norm, *grads = self._run(batch) if alone else self._mean(batch)
         for tensor, grad in zip(self._step.flat.tensors, grads, strict=True):
             tensor.grad = grad
         self._taken += 1
@@ -108,14 +113,16 @@ class Engine:
         return self._step(batch) if self._runner is None else self._runner(batch)
 
     def _mean(self, batch: Batch) -> Sequence[Tensor]:
-        """Return the mean over chunks, one after the other, clipped as a whole."""
+        """Return the mean over chunks, one after the other, and processes, clipped as a whole."""
         loss, _, *grads = self._run(batch)
         for _ in range(self._chunks - 1):
             next_loss, _, *next_grads = self._run(batch)
             loss = loss + next_loss
             grads = [grad + other for grad, other in zip(grads, next_grads, strict=True)]
-        grads = [grad / self._chunks for grad in grads]
-        return loss / self._chunks, *clipped(grads, self._clip_norm)
+        loss, grads = loss / self._chunks, [grad / self._chunks for grad in grads]
+        if self._reduce is not None:
+            loss, grads = self._reduce(loss, grads)
+        return loss, *clipped(grads, self._clip_norm)
 
     def close(self) -> None:
         """Stop what compiles still."""

@@ -1,7 +1,7 @@
 """Which state of a run to hand back: the average of its tail, its best so far, or its last."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,35 +154,27 @@ class BestState:
         self.loss = math.inf if loss is None else loss
 
 
-def choose(
-    candidates: Mapping[str, list[Tensor]],
-    score: Callable[[list[Tensor]], tuple[float, float]],
-    *,
-    tolerance: float = 1e-3,
-) -> str:
+def choose(scores: Mapping[str, tuple[float, float]], *, tolerance: float = 1e-3) -> str:
     """Return the name of the state with the highest score.
 
     A score that is not finite, or whose standard error is not, loses against any other; where
     none is finite, the first name is returned.
 
     Args:
-        candidates: States by name, the preferred ones first.
-        score: Returns the ELBO of a state, in nats, and its standard error. All states should
-            meet the same draws, fresh ones.
+        scores: The ELBO of each state, in nats, and its standard error, by name, the preferred
+            ones first. All states should have met the same draws, fresh ones.
         tolerance: The first name whose ELBO is at most this far below the highest is returned.
 
     Raises:
         DomainError: There is no candidate, or the tolerance is negative.
 
     Example:
-        >>> states = {"average": [torch.tensor(0.1)], "last": [torch.tensor(2.0)]}
-        >>> choose(states, lambda state: (-float(state[0]), 0.1))
+        >>> choose({"average": (-0.1, 0.1), "last": (-2.0, 0.1)})
         'average'
     """
     tolerance = _checks.check_positive("choose", "tolerance", tolerance, zero=True)
-    if not candidates:
+    if not scores:
         raise _checks.refusal(DomainError, "choose", expected="at least one candidate", got="none")
-    scores = {name: score(tensors) for name, tensors in candidates.items()}
     elbos = {name: elbo for name, (elbo, se) in scores.items() if math.isfinite(elbo + se)}
     least = max(elbos.values(), default=-math.inf) - tolerance
     return next((name for name, elbo in elbos.items() if elbo >= least), next(iter(scores)))

@@ -1,10 +1,12 @@
 """What each step of a fit calls the model with."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from pyro_flows import _checks
 from pyro_flows.errors import CheckpointError, DomainError
@@ -25,6 +27,7 @@ class Batches:
         kwargs: The model's keyword arguments.
         items: Yields the positional arguments of each step, as a tuple or, for a single one, as
             it is; iterated anew when it comes to its end.
+        share: The number of this process, and of how many: it takes every so many-th item.
 
     Attributes:
         first: What the first step is called with.
@@ -36,9 +39,13 @@ class Batches:
     """
 
     def __init__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], items: Iterable[Any] | None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        items: Iterable[Any] | None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        self._kwargs, self._items = kwargs, items
+        self._kwargs, self._items, self._share = kwargs, items, share
         # A DataLoader shuffles by the random state that a pass begins with: of the present pass,
         # and of that which the first batch was drawn in.
         self.began, self._state, self._before = 0, _NO_STATE, _NO_STATE
@@ -58,10 +65,16 @@ class Batches:
         self.first = self._first()
 
     def _first(self) -> Batch:
-        items: Any = self._items
-        for item in items:
+        for item in self._own():
             return self._batch(item)
         raise _empty()
+
+    def _own(self) -> Iterator[Any]:
+        """Begin a pass over the items of this process."""
+        items: Any = self._items
+        rank, size = self._share
+        shared_out = isinstance(getattr(items, "sampler", None), DistributedSampler)
+        return iter(items) if shared_out else islice(items, rank, None, size)
 
     def _now(self) -> RandomState:
         """Return the random state, where the items may depend on it: a list's do not."""
@@ -106,13 +119,12 @@ class Batches:
 
     def _pass(self, taken: int) -> Iterator[Any]:
         """Begin a pass over the items, or the rest of one of which some were taken."""
-        items: Any = self._items
         if taken == 0:
             self._state = self._now()
-            return iter(items)
+            return self._own()
         now = self._now()
         self._set(self._state)
-        rest = iter(items)
+        rest = self._own()
         passed = sum(1 for _ in zip(range(taken), rest, strict=False))
         self._set(now)
         if passed < taken:

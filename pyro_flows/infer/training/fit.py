@@ -19,6 +19,7 @@ from pyro_flows.infer.random import seeded
 from pyro_flows.infer.training.batches import Batches
 from pyro_flows.infer.training.loop import Callback
 from pyro_flows.infer.training.options import FitOptions, MakeOptimizer, MakeScheduler
+from pyro_flows.infer.training.ranks import Ranks
 from pyro_flows.infer.training.result import FitResult
 from pyro_flows.infer.training.run import Run
 from pyro_flows.transforms import TransportCost
@@ -67,6 +68,10 @@ def fit(
     it cannot. A step whose loss or gradient is not finite is skipped, with parameters and moments
     as they were; after 50 in a row the run goes on from its best state with a tenth of the step
     size, twice at most. A step of a longer run is recorded as a graph and compiled.
+
+    Under ``torchrun``, or in a process group of torch's, all processes fit one guide: each draws
+    its own particles, by its share of ``batches`` and its own members of a subsampled plate, and
+    all step by the mean gradient. The first one saves, chooses the state and scores it.
 
     Args:
         model: The model.
@@ -164,12 +169,13 @@ def fit(
     )
     began = time.perf_counter()
     with store.unused(), seeded("fit", seed), _using(guide, gradient):
-        of_steps = Batches(args, kwargs, batches)
+        ranks = Ranks.joined("fit")
+        of_steps = Batches(args, kwargs, batches, (ranks.rank, ranks.size))
         first_args, first_kwargs = of_steps.first
         if isinstance(guide, FlowGuide):
             guide.initialise(*first_args, **first_kwargs)
         scorer = _particles(model, guide, first_args, first_kwargs)
-        run = Run(scorer, of_steps, options)
+        run = Run(scorer, of_steps, options, ranks)
         ending = run.take()
     return FitResult(
         losses=np.array(run.loop.losses),

@@ -71,6 +71,7 @@ class Loop:
         diagnose: Names what is not finite, for the log.
         who: Named in messages.
         describe: Says in words what a loss is, for the progress bar.
+        agree: Whether any process stops, given whether this one's callbacks want to.
 
     Attributes:
         base_sizes: The largest step size of each of the optimiser's groups.
@@ -96,13 +97,14 @@ class Loop:
         diagnose: Diagnosis,
         who: str = "fit",
         describe: Callable[[float], str] = lambda loss: f"ELBO {-loss:.2f}",
+        agree: Callable[[bool], bool] = bool,
     ) -> None:
         _check_optimizer(optimizer, flat.tensors)
         _check_scheduler(scheduler)
         self.engine, self.flat, self.schedule = engine, flat, schedule
         self.optimizer, self.scheduler = optimizer, scheduler
         self._stop_early, self._callbacks, self._diagnose = stop_early, callbacks, diagnose
-        self._who, self._describe = who, describe
+        self._who, self._describe, self._agree = who, describe, agree
         self.base_sizes = [group["lr"] for group in optimizer.param_groups]
         self.losses: list[float] = []
         self.skipped, self.restarts, self.plateau = 0, 0, False
@@ -179,7 +181,8 @@ class Loop:
         lr = float(step_sizes[0])
         info = StepInfo(step + 1, self.schedule.steps, loss, norm, lr, self.engine.rung)
         answers = [callback(info) for callback in self._callbacks]
-        return any(isinstance(answer, (bool, np.bool_)) and bool(answer) for answer in answers)
+        wanted = any(isinstance(answer, (bool, np.bool_)) and bool(answer) for answer in answers)
+        return bool(answers) and self._agree(wanted)
 
     def _evaluate(self, batch: Batch) -> tuple[float, float, FlowError | None]:
         """Return the loss and the norm of its gradient; NaN and the error where a step fails."""

@@ -60,18 +60,22 @@ def choose_state(
     draws = max(draws, _LEAST_BOUNDS * num_importance)
     begin = torch.get_rng_state()
 
-    def score(tensors: list[Tensor]) -> tuple[float, float]:
+    def score(tensors: list[Tensor]) -> list[tuple[float, float]]:
         flat.assign(tensors)
         torch.set_rng_state(begin)
         if batches is not None or scorer.subsamples:
             parts = _parts(scorer, batches, BATCHES_TO_CHOOSE, particles)
-            return _bound_of_parts(list(parts), num_importance, is_whole=False)
-        return _bound(_log_weights(scorer, draws, particles), num_importance)
+            return [_bound(part, num_importance) for part in parts]
+        return [_bound(_log_weights(scorer, draws, particles), num_importance)]
 
     states = {name: tensors for name, tensors in candidates.items() if tensors}
     before = flat.copy()
     try:
-        chosen = choose(states, score)
+        bounds = {name: torch.tensor(score(tensors)).double() for name, tensors in states.items()}
+        # A part of the data that no state has a bound for tells them apart no more.
+        telling = torch.stack([each[:, 0] for each in bounds.values()]).isfinite().any(0)
+        scores = {name: _mean_bound(each[telling]) for name, each in bounds.items()}
+        chosen = choose(scores)
     except BaseException:
         # Ctrl-C, say: no state that was only tried must stay.
         flat.assign(before)
@@ -101,7 +105,8 @@ def evaluate(
         # The weights would tell of the subsample as much as of the guide.
         parts = list(_parts(scorer, batches, MOST_BATCHES + 1, particles))
         is_whole = batches is not None and not scorer.subsamples and len(parts) <= MOST_BATCHES
-        elbo, elbo_se = _bound_of_parts(parts[:MOST_BATCHES], 1, is_whole=is_whole)
+        bounds = torch.tensor([_bound(part, 1) for part in parts[:MOST_BATCHES]]).double()
+        elbo, elbo_se = _mean_bound(bounds, is_whole=is_whole)
         return Outcome(elbo, elbo_se, math.nan, math.nan)
     draws = draws or (_FINAL_DRAWS if scorer.vectorized else _FINAL_DRAWS_LOOPED)
     log_weights = _log_weights(scorer, draws, particles)
@@ -136,17 +141,14 @@ def _parts(
         scorer.args, scorer.kwargs = before
 
 
-def _bound_of_parts(
-    parts: list[Tensor], num_importance: int, *, is_whole: bool
-) -> tuple[float, float]:
+def _mean_bound(parts: Tensor, *, is_whole: bool = False) -> tuple[float, float]:
     """Return the mean of the bounds of parts of the data, and its standard error.
 
     Args:
-        parts: The log-weights of each.
-        num_importance: Number of draws under one logarithm.
+        parts: The bound of each, and its standard error, of shape ``(N, 2)``.
         is_whole: Whether the parts are all there are; else which ones they are is random, too.
     """
-    bounds, errors = torch.tensor([_bound(part, num_importance) for part in parts]).double().T
+    bounds, errors = parts.T
     of_draws = errors.nan_to_num(0.0).square().sum().sqrt() / len(parts)
     of_parts = bounds.std() / len(parts) ** 0.5 if len(parts) > 1 else torch.zeros(())
     return float(bounds.mean()), float(of_draws if is_whole else torch.maximum(of_draws, of_parts))

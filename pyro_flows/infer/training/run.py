@@ -23,10 +23,11 @@ from pyro_flows.infer.training.adam import FlatAdam
 from pyro_flows.infer.training.agreement import check_agreement, sizes_of
 from pyro_flows.infer.training.batches import Batches
 from pyro_flows.infer.training.diagnosis import Diagnosis
-from pyro_flows.infer.training.loop import Loop
+from pyro_flows.infer.training.loop import Callback, Loop, StepInfo
 from pyro_flows.infer.training.objective import VariationalLoss
 from pyro_flows.infer.training.options import FitOptions
 from pyro_flows.infer.training.outcome import Outcome, choose_state, evaluate
+from pyro_flows.infer.training.ranks import Ranks
 from pyro_flows.infer.training.result import Status
 from pyro_flows.infer.training.run_file import RunFile, take_steps
 from pyro_flows.infer.training.schedule import Schedule
@@ -36,6 +37,8 @@ from pyro_flows.infer.training.trainable import trainable
 logger = logging.getLogger("pyro_flows")
 
 _LR, _LR_BY_DIMENSION = 5e-3, 0.1
+# Steps between two comparisons of the processes' parameters.
+_CHECK_EVERY = 100
 
 
 class Ending(NamedTuple):
@@ -55,29 +58,46 @@ class Run:
         scorer: Draws and scores the particles.
         batches: What each step is called with.
         options: The options.
+        ranks: The processes that fit together.
 
     Raises:
         DomainError: There is nothing to train, or an option does not go with the guide.
         CheckpointError: The run to be resumed is damaged, or another's.
     """
 
-    def __init__(self, scorer: Particles, batches: Batches, options: FitOptions) -> None:
+    def __init__(
+        self, scorer: Particles, batches: Batches, options: FitOptions, ranks: Ranks
+    ) -> None:
         self._scorer, self._batches, self._options = scorer, batches, options
+        self._ranks = ranks
         args, kwargs = batches.first
         of_guide, of_model = trainable(scorer.model, scorer.guide, args, kwargs)
         self._flat = FlatParameters({**of_guide, **of_model})
         self._groups = [list(of_guide), list(of_model)]
-        self._step = self._make_step(options.num_importance)
+        self._step = self._make_step(options.num_importance, together=ranks.size > 1)
         try:
-            self.loop = self._make_loop(self._step_size())
+            self._begin_alike()
+            self.loop = self._make_loop(ranks.from_first(self._step_size))
             self._file = self._make_file()
             if self._file is not None and options.resume:
                 self._file.restore()
+            ranks.draw_apart()
         except BaseException:
             self._flat.release()
             raise
 
-    def _make_step(self, num_importance: int, elbo_weight: float = 0.0) -> StepFunction:
+    def _modules(self) -> dict[str, nn.Module]:
+        parts = {"guide": self._scorer.guide, "model": self._scorer.model}
+        return {role: part for role, part in parts.items() if isinstance(part, nn.Module)}
+
+    def _begin_alike(self) -> None:
+        """Start all processes from the parameters and buffers of the first."""
+        buffers = [each for module in self._modules().values() for each in module.buffers()]
+        self._ranks.share([*self._flat.tensors, *buffers])
+
+    def _make_step(
+        self, num_importance: int, elbo_weight: float = 0.0, *, together: bool = False
+    ) -> StepFunction:
         options, scorer = self._options, self._scorer
         objective = VariationalLoss(
             scorer,
@@ -87,7 +107,8 @@ class Run:
             penalty=options.penalty,
             squared=getattr(scorer.guide, "gradient", "total") == "path",
         )
-        clip_norm = options.clip_norm if options.chunks == 1 else None
+        whole = options.chunks == 1 and not together
+        clip_norm = options.clip_norm if whole else None
         return StepFunction(objective, self._flat, self._groups, clip_norm)
 
     def _step_size(self) -> float:
@@ -114,17 +135,29 @@ class Run:
         make = options.optimizer or (lambda tensors: FlatAdam(tensors, lr))
         optimizer = make(self._flat.tensors)
         return Loop(
-            self._engine(self._step, options.engine, options.steps),
+            self._engine(self._step, options.engine, options.steps, together=self._ranks.size > 1),
             self._flat,
             optimizer,
             Schedule(options.steps),
             scheduler=options.scheduler and options.scheduler(optimizer),
             stop_early=options.stop_early,
-            callbacks=tuple(options.callbacks),
+            callbacks=(*options.callbacks, *self._checks()),
             diagnose=self._diagnosis(self._step),
+            agree=self._ranks.any,
         )
 
-    def _engine(self, step: StepFunction, rung: str, steps: int) -> Engine:
+    def _checks(self) -> tuple[Callback, ...]:
+        """Return what makes sure now and then that processes have not come apart."""
+
+        def check(info: StepInfo) -> None:
+            if info.step % _CHECK_EVERY == 1:
+                self._ranks.check_same("parameters", self._flat.tensors)
+
+        return (check,) if self._ranks.size > 1 else ()
+
+    def _engine(
+        self, step: StepFunction, rung: str, steps: int, *, together: bool = False
+    ) -> Engine:
         options = self._options
         looped = "the model runs once for each particle" if not self._scorer.vectorized else ""
         return Engine(
@@ -135,6 +168,7 @@ class Run:
             untraceable=looped,
             chunks=options.chunks,
             clip_norm=options.clip_norm,
+            reduce=self._ranks.mean if together else None,
         )
 
     def _diagnosis(self, step: StepFunction) -> Diagnosis:
@@ -144,8 +178,6 @@ class Run:
         options = self._options
         if options.checkpoint is None:
             return None
-        parts = {"guide": self._scorer.guide, "model": self._scorer.model}
-        modules = {role: part for role, part in parts.items() if isinstance(part, nn.Module)}
         same: dict[str, JSON] = {
             "steps": options.steps,
             "particles": options.particles,
@@ -158,10 +190,18 @@ class Run:
             "stop_early": options.stop_early,
             "guide": type(self._scorer.guide).__name__,
         }
+        if self._ranks.size > 1:
+            same["processes"] = self._ranks.size
         same |= sizes_of(self._scorer)
         every = options.checkpoint_every
         return RunFile(
-            options.checkpoint, every, self.loop, self._batches, modules=modules, options=same
+            options.checkpoint,
+            every,
+            self.loop,
+            self._batches,
+            modules=self._modules(),
+            options=same,
+            writes=self._ranks.rank == 0,
         )
 
     def take(self) -> Ending:
@@ -171,24 +211,29 @@ class Run:
             NonFiniteError: Too many steps in a row were not finite; the last good parameters are
                 in place.
         """
-        chunk = self._options.chunk
         with pyro.validation_enabled(False), self._threads():
             try:
                 status, reason = self._steps()
                 self.loop.engine.close()
-                state = self._choose()
-                outcome = evaluate(self._scorer, chunk, batches=self._batches.one_pass())
-                if status != "interrupted":
-                    state, outcome = self._refine(state, outcome)
-                step_bytes = self._memory()
+                ending = self._ranks.from_first(lambda: self._end(status, reason))
+                self._ranks.share(self._flat.tensors)
             except KeyboardInterrupt:
                 # The steps are taken; only what is said of them is missing.
-                status, reason, state = "interrupted", "by the user, before the evaluation", "last"
-                outcome, step_bytes = Outcome(math.nan, math.nan, math.nan, math.nan), 0
+                unknown = Outcome(math.nan, math.nan, math.nan, math.nan)
+                reason = "by the user, before the evaluation"
+                ending = Ending("interrupted", reason, "last", unknown, 0)
             finally:
                 self.loop.engine.close()
                 self._flat.release()
-        return Ending(status, reason, state, outcome, step_bytes)
+        return ending
+
+    def _end(self, status: Status, reason: str) -> Ending:
+        """Choose the state to hand back, and score it."""
+        state = self._choose()
+        outcome = evaluate(self._scorer, self._options.chunk, batches=self._batches.one_pass())
+        if status != "interrupted":
+            state, outcome = self._refine(state, outcome)
+        return Ending(status, reason, state, outcome, self._memory())
 
     def _refine(self, state: str, outcome: Outcome) -> tuple[str, Outcome]:
         options, scorer = self._options, self._scorer
@@ -228,8 +273,9 @@ class Run:
         return threads_for(elements=chunk * self._scorer.elements, products=products)
 
     def _steps(self) -> tuple[Status, str]:
-        progress = self._options.progress
-        return take_steps(self.loop, self._from_here(), self._file, progress=progress)
+        progress = self._options.progress and self._ranks.rank == 0
+        with self._ranks.shard():
+            return take_steps(self.loop, self._from_here(), self._file, progress=progress)
 
     def _from_here(self) -> Any:
         check = partial(check_agreement, self._scorer)
