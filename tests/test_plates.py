@@ -69,7 +69,7 @@ def test_start_is_the_posterior_of_a_gaussian_model(dtype):
 def test_subsampled_fit_comes_to_the_evidence():
     """FAULTS 53: here each member has latents of its own, whichever are drawn."""
     guide = ready(rows_model, Y, 20)
-    result = pf.fit(rows_model, guide, Y, 20, steps=500, particles=32, seed=0, progress=False)
+    result = pf.fit(rows_model, guide, Y, 20, steps=1000, particles=32, seed=0, progress=False)
     assert result.subsampled
     assert result.vectorized
     report = pf.diagnose(rows_model, guide, Y, num_draws=4000, seed=0)
@@ -224,10 +224,11 @@ def test_both_gradients_have_one_mean():
         pyro.clear_param_store()
         pyro.set_rng_seed(1)
         guide = ready(funnel_model, Y[:3], gradient=gradient)
-        for parameter in guide.parameters():
+        part = guide.parts.blocks[0]
+        # Of the members alone: far draws of the global latents would rule both means.
+        for parameter in part.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape)
         Trace_ELBO(40_000, vectorize_particles=True)(funnel_model, guide)(Y[:3]).backward()
-        part = guide.parts.blocks[0]
         moved = part.members.shift, part.members.slope, part.members.embedding
         means[gradient] = torch.cat([parameter.grad.flatten() for parameter in moved])
     assert (means["path"] - means["total"]).abs().max() < 0.05 * means["total"].abs().max()
