@@ -48,7 +48,7 @@ html_math_renderer = "mathml"
 html_title = f"{project} {version}"
 html_show_sourcelink = False
 html_static_path = ["static"]
-html_css_files = ["formulas.css"]
+html_css_files = ["site.css"]
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 

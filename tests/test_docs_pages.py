@@ -16,6 +16,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(page for page in DOCS.glob("*.md") if page.stem != "extending")  # see test_docs.py
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 CHECKER = doctest.OutputChecker()
+LANGUAGES = {"python", "pycon", "text", "shell"}
 # Other libraries, whose side of a comparison runs where they are installed.
 PEERS = ("zuko", "normflows", "jax", "numpyro")
 
@@ -62,8 +63,7 @@ def test_code_of_the_page_runs(page, monkeypatch, tmp_path, caplog):
         elif language == "text":
             told = [record.getMessage() + "\n" for record in caplog.records]
             assert any(CHECKER.check_output(code, message, FLAGS) for message in told), code
-        else:
-            assert language == "python"
+        elif language == "python":
             compiled = compile(code, str(page), "exec")
             if not _is_of_missing_peer(code):
                 exec(compiled, names)
@@ -71,6 +71,7 @@ def test_code_of_the_page_runs(page, monkeypatch, tmp_path, caplog):
 
 def test_pages_with_code_are_found():
     """The reader of pages above can fail."""
+    assert {language for page in PAGES for language, _ in _blocks(page)} <= LANGUAGES
     assert {"coming-from", "faq", "flows", "index"} <= {page.stem for page in PAGES}
     assert [language for language, _ in _blocks(DOCS / "faq.md")].count("text") >= 4
     with pytest.raises(AssertionError, match="Expected"):
