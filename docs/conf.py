@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import shutil
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -143,8 +145,19 @@ def block_formula(writer: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+def bring_notebooks(app: Sphinx, config: Any) -> None:
+    """Copy the tutorials here, as Sphinx reads below its own folder alone."""
+    here = Path(app.confdir)
+    copies = here / "tutorials"
+    shutil.rmtree(copies, ignore_errors=True)
+    copies.mkdir()
+    for notebook in (here.parent / "tutorials").glob("*.ipynb"):
+        shutil.copy2(notebook, copies)
+
+
 def setup(app: Sphinx) -> None:
     """Connect the above."""
+    app.connect("config-inited", bring_notebooks)
     app.connect("missing-reference", link_other_names)
     app.connect("autodoc-process-bases", show_public_bases)
     app.connect("autodoc-skip-member", skip_fields)
