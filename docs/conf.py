@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import shutil
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -130,9 +131,19 @@ def skip_fields(app: Sphinx, what: str, name: str, value: Any, *_: Any) -> bool 
     return True if doc.startswith("Alias for field number") else None
 
 
+# The converter sets functions close to what follows without a bracket, and some too far from one.
+_FUNCTION = re.compile(r"\\(log|exp|tanh|sin|cos)(?=\s+\S|\\)(?!\s*(?:[(_^]|\\[bB]ig|\\left))")
+_WIDE = re.compile(r"<mo[^>]*>(?=(?:&#x0007C;|max|min)</mo>)")
+
+
+def _drawn(text: str, display: str) -> str:
+    drawn = convert(_FUNCTION.sub(r"\\\1\\,", text), display=display)
+    return _WIDE.sub('<mo lspace="0" rspace="0" stretchy="false">', drawn)
+
+
 def inline_formula(writer: Any, node: nodes.Element) -> None:
     """Write a formula as browsers draw it."""
-    writer.body.append(convert(node.astext()))
+    writer.body.append(_drawn(node.astext(), "inline"))
     raise nodes.SkipNode
 
 
@@ -140,7 +151,7 @@ def block_formula(writer: Any, node: nodes.Element) -> None:
     """Write the parts of a formula, which wrap where the page is narrow."""
     text = node.astext()
     parts = [text] if r"\begin" in text else text.split(r"\qquad")
-    drawn = "".join(convert(part, display="block") for part in parts)
+    drawn = "".join(_drawn(part, "block") for part in parts)
     writer.body.append(f'<div class="formula">{drawn}</div>')
     raise nodes.SkipNode
 
