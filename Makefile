@@ -54,7 +54,7 @@ bench: $(STAMP) ## run the benchmarks (BENCH=benchmarks/x.py for one)
 	done; test -z "$$missed" || { echo "missed a target:$$missed"; exit 1; }
 
 clean: ## remove the environment, out/, caches and builds
-	rm -rf $(VENV) out build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) out docs/tutorials build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last and removed first, so an interrupted build starts afresh; a complete
