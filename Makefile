@@ -12,9 +12,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
+SPHINX := $(RUN) -m sphinx -W --keep-going -n -d out/docs/.doctrees docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check bench clean
+.PHONY: help demo test lint format types check docs links bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -40,13 +42,19 @@ types: $(STAMP) ## check the types of the package
 
 check: lint types test ## lint, types and test
 
+docs: $(DOCS_STAMP) ## build the documentation, a warning is an error; out/docs/index.html
+	$(SPHINX) out/docs
+
+links: $(DOCS_STAMP) ## ask for every address that the documentation names
+	$(SPHINX) -b linkcheck out/links
+
 bench: $(STAMP) ## run the benchmarks (BENCH=benchmarks/x.py for one)
 	@missed=; for script in $(BENCH); do \
 	  echo "== $$script"; $(RUN) "$$script" || missed="$$missed $$script"; \
 	done; test -z "$$missed" || { echo "missed a target:$$missed"; exit 1; }
 
 clean: ## remove the environment, out/, caches and builds
-	rm -rf $(VENV) out build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) out docs/tutorials build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last and removed first, so an interrupted build starts afresh; a complete
@@ -61,4 +69,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
 	$(INSTALL) torch
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(INSTALL) -e '.[docs]'
 	@touch $@

@@ -29,9 +29,12 @@ def test_versions_are_pinned_for_ci():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins)
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in pins}
     project = (ROOT / "pyproject.toml").read_text()
-    dev = re.search(r"^dev = \[(.*?)\]$", project, re.DOTALL | re.MULTILINE)[1]
+    extras = [
+        re.search(rf"^{extra} = \[(.*?)^\]", project, re.DOTALL | re.MULTILINE)[1]
+        for extra in ("dev", "docs")
+    ]
     runtime = re.search(r"^dependencies = \[(.*?)^\]", project, re.DOTALL | re.MULTILINE)[1]
-    wanted = set(re.findall(r'"([\w-]+)[>"=]', dev + runtime)) - {"pyro-flows"}
-    assert wanted >= {"torch", "pytest", "ruff"}
+    wanted = set(re.findall(r'"([\w-]+)[>"=]', "".join(extras) + runtime)) - {"pyro-flows"}
+    assert wanted >= {"torch", "pytest", "ruff", "sphinx"}
     assert wanted <= pinned
     assert "-c constraints.txt" in (ROOT / "Makefile").read_text()

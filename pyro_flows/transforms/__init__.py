@@ -1,4 +1,4 @@
-"""Transforms: bijections with a tractable log-determinant, as Pyro ``TransformModule``s."""
+"""Transforms: bijections with a tractable log-determinant, each a ``TransformModule`` of Pyro."""
 
 from pyro_flows.transforms.actnorm import ActNorm, initialise_from_data
 from pyro_flows.transforms.affine import ElementwiseAffine, LowerTriangularAffine

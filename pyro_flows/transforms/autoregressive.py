@@ -32,8 +32,8 @@ class Autoregressive(UnivariateTransform):
         \log |\det J| = \sum_i \log f'(x_i;\, p_i)
 
     The inverse costs about one forward pass and ``D`` element-wise inversions (see
-    :mod:`pyro_flows.nn.masked`); its gradients come from the implicit function theorem and keep no
-    graph of its ``D`` steps.
+    :class:`~pyro_flows.nn.MaskedNet`); its gradients come from the implicit function theorem and
+    keep no graph of its ``D`` steps.
 
     Args:
         univariate: The map :math:`f`, over the whole real line.
