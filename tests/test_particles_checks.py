@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import ready, regression_data
 
+import pyro_flows as pf
 from pyro_flows.infer import Particles
 
 X, Y = regression_data()
@@ -216,3 +217,21 @@ def test_a_models_own_warning_is_handed_on_and_its_filters_are_left_alone():
     assert particles.broadcast.how == "vmap"
     assert [str(warning.message) for warning in heard] == ["mind the gap"]
     assert warnings.filters == before
+
+
+@pytest.mark.parametrize("guide_of", [pf.AutoFlow, pf.AutoPlateFlow])
+def test_rounding_of_a_simplex_is_no_difference(guide_of):
+    """Batches of two shapes round it otherwise, and to a Delta the last bit is all."""
+
+    def model(classes):
+        weights = pyro.sample("weights", dist.Gamma(torch.full((3,), 2.0), 1.0).to_event(1))
+        with pyro.plate("groups", 12):
+            shares = pyro.sample("shares", dist.Dirichlet(weights))
+            pyro.sample("classes", dist.Categorical(shares), obs=classes)
+
+    classes = torch.arange(12) % 3
+    pyro.set_rng_seed(0)
+    guide = guide_of(model, start="prior")
+    guide.initialise(classes)
+    for _ in range(5):
+        assert Particles(model, guide, (classes,), {}).broadcast.how == "plate"
