@@ -79,7 +79,7 @@ OTHER_OPTIONS = {
     "patience": (None, "patience=30 for None"),
     "clip_norm": (1.0, r"clip_norm=10\.0 for 1\.0"),
     "validation": (0.2, r"validation=0\.1 for 0\.2"),
-    "optimizer": (lambda t: torch.optim.SGD(t, lr=0.1), r"optimizer='AdamW\(.*for 'SGD\("),
+    "optimizer": (lambda t: torch.optim.SGD(t, lr=0.1), r"optimizer='FlatAdam\(\)' for 'SGD\("),
 }
 
 
