@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pyro
 from pyro.infer.autoguide.guides import AutoContinuous
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_flows.checkpoint import JSON
 from pyro_flows.infer.engine import Engine, FlatParameters, StepFunction
@@ -23,7 +23,7 @@ from pyro_flows.infer.training.adam import FlatAdam
 from pyro_flows.infer.training.agreement import check_agreement, sizes_of
 from pyro_flows.infer.training.batches import Batches
 from pyro_flows.infer.training.diagnosis import Diagnosis
-from pyro_flows.infer.training.loop import Callback, Loop, StepInfo
+from pyro_flows.infer.training.loop import Loop
 from pyro_flows.infer.training.objective import VariationalLoss
 from pyro_flows.infer.training.options import FitOptions
 from pyro_flows.infer.training.outcome import Outcome, choose_state, evaluate
@@ -81,6 +81,9 @@ class Run:
             self._file = self._make_file()
             if self._file is not None and options.resume:
                 self._file.restore()
+            if ranks.rank > 0:
+                # The first process saves for all.
+                self._file = None
             ranks.draw_apart()
         except BaseException:
             self._flat.release()
@@ -141,19 +144,16 @@ class Run:
             Schedule(options.steps),
             scheduler=options.scheduler and options.scheduler(optimizer),
             stop_early=options.stop_early,
-            callbacks=(*options.callbacks, *self._checks()),
+            callbacks=tuple(options.callbacks),
             diagnose=self._diagnosis(self._step),
             agree=self._ranks.any,
         )
 
-    def _checks(self) -> tuple[Callback, ...]:
-        """Return what makes sure now and then that processes have not come apart."""
-
-        def check(info: StepInfo) -> None:
-            if info.step % _CHECK_EVERY == 1:
-                self._ranks.check_same("parameters", self._flat.tensors)
-
-        return (check,) if self._ranks.size > 1 else ()
+    def _mean(self, loss: Tensor, grads: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the means over the processes, which must not have come apart."""
+        if len(self.loop.losses) % _CHECK_EVERY == 0:
+            self._ranks.check_same("parameters", self._flat.tensors)
+        return self._ranks.mean(loss, grads)
 
     def _engine(
         self, step: StepFunction, rung: str, steps: int, *, together: bool = False
@@ -168,7 +168,7 @@ class Run:
             untraceable=looped,
             chunks=options.chunks,
             clip_norm=options.clip_norm,
-            reduce=self._ranks.mean if together else None,
+            reduce=self._mean if together else None,
         )
 
     def _diagnosis(self, step: StepFunction) -> Diagnosis:
@@ -201,7 +201,6 @@ class Run:
             self._batches,
             modules=self._modules(),
             options=same,
-            writes=self._ranks.rank == 0,
         )
 
     def take(self) -> Ending:

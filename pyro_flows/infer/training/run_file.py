@@ -66,7 +66,6 @@ class RunFile:
         kind: What sort of run it is; a file of another is refused.
         watchers: What else follows the run, by name.
         beginning: The random state of torch before anything was drawn; see :func:`beginning_of`.
-        writes: Whether it saves at all: other processes read alone.
 
     Raises:
         CheckpointError: No file of this name can be written.
@@ -85,12 +84,10 @@ class RunFile:
         kind: str = "run",
         watchers: Mapping[str, Watcher] | None = None,
         beginning: Tensor | None = None,
-        writes: bool = True,
     ) -> None:
         self._path, self._every, self._loop, self._batches = Path(path), every, loop, batches
         self._modules, self._who, self._kind = modules, who, kind
         self._watchers, self._beginning = dict(watchers or {}), beginning
-        self._writes = writes
         self._options = {**options, **_described(loop)}
         _check_path(who, self._path)
         self._saved_at = time.monotonic()
@@ -101,14 +98,11 @@ class RunFile:
             self.save()
 
     def save(self) -> None:
-        """Save the run as it is after a step; of several processes, the first one saves.
+        """Save the run as it is after a step.
 
         Raises:
             CheckpointError: The file could not be written.
         """
-        self._saved_at = time.monotonic()
-        if not self._writes:
-            return
         random = random_state()
         tensors = {**self._named(), "losses": torch.tensor(self._loop.losses, dtype=torch.float64)}
         tensors |= {f"random/{name}": tensor for name, tensor in random.tensors.items()}
@@ -135,6 +129,7 @@ class RunFile:
             state = self._loop.scheduler.state_dict()
             record["scheduler"] = _packed(state, "scheduler", tensors)
         write_checkpoint(self._path, tensors, record, kind=self._kind)
+        self._saved_at = time.monotonic()
 
     def restore(self) -> None:
         """Take over the run of the file, if there is one.
