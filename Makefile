@@ -16,7 +16,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 SPHINX := $(RUN) -m sphinx -W --keep-going -n -d out/docs/.doctrees docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check docs links bench clean
+.PHONY: help demo test lint format types check tutorials docs links bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ types: $(STAMP) ## check the types of the package
 	$(RUN) -m mypy
 
 check: lint types test ## lint, types and test
+
+tutorials: $(STAMP) ## run the notebooks in full and keep their outputs (half an hour)
+	$(RUN) tutorials/run.py
 
 docs: $(DOCS_STAMP) ## build the documentation, a warning is an error; out/docs/index.html
 	$(SPHINX) out/docs
