@@ -97,6 +97,25 @@ def solve_rows(matrix: Tensor, rows: Tensor, *, upper: bool = False) -> Tensor:
     return solved.view(rows.shape).to(rows.dtype)
 
 
+def regression(covariance: Tensor, own: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the slopes of parts of a Gaussian on others, and what is left of the former.
+
+    Args:
+        covariance: Of shape ``(D, D)``.
+        own: Places of each part's coordinates, of shape ``(*, M)``.
+        given: Those of what it is regressed on, of shape ``(*, P)``.
+
+    Returns:
+        The slopes, of shape ``(*, M, P)``, and the Cholesky factors of the conditional
+        covariances, ``(*, M, M)``.
+    """
+    within = covariance[own[..., :, None], own[..., None, :]]
+    across = covariance[own[..., :, None], given[..., None, :]]
+    beyond = covariance[given[..., :, None], given[..., None, :]]
+    slope = torch.linalg.solve(beyond, across.mT).mT if given.shape[-1] else across
+    return slope, torch.linalg.cholesky(within - slope @ across.mT)
+
+
 def pull_tanh(cotangent: Tensor, value: Tensor) -> Tensor:
     """Return what an argument of tanh receives, given what its value does, in one operation."""
     return torch.ops.aten.tanh_backward(cotangent, value)

@@ -30,6 +30,7 @@ from pyro_flows.transforms import (
     ElementwiseAffine,
     ElementwiseSpline,
     FlowTransform,
+    GraphicalAutoregressive,
     Inverse,
     InvertibleConv1x1,
     LeakyTanh,
@@ -37,6 +38,7 @@ from pyro_flows.transforms import (
     LULinear,
     MultiScale,
     NeuralAutoregressive,
+    Node,
     Orthogonal,
     Partial,
     Permute,
@@ -150,6 +152,21 @@ def _continuous(d: int, c: int) -> FlowTransform:
     return Continuous(SlowNet(d, context_dim=c, hidden_dims=(4,), num_frequencies=1), num_steps=8)
 
 
+def _graphical(d: int, c: int) -> FlowTransform:
+    """Return one of a first coordinate, pairs that follow it, and the rest that follows all."""
+    places = torch.arange(d).roll(1)
+    pairs = places[1 : 1 + (d - 1) // 4 * 2].reshape(-1, 2)
+    before = 1 + pairs.numel()
+    nodes = [Node(places[None, :1], places[None, :0])]
+    if len(pairs):
+        nodes.append(Node(pairs, places[:1].expand(len(pairs), 1)))
+    if before < d:
+        rest = places[before:, None]
+        parents = torch.stack([places[:before].roll(k) for k in range(d - before)])
+        nodes.append(Node(rest, parents[:, :2]))
+    return GraphicalAutoregressive(nodes, num_hidden=3)
+
+
 def _compose_couplings(d: int, c: int) -> FlowTransform:
     return Compose([_coupling(d, c), Permute.reversal(d), _coupling(d, c)])
 
@@ -244,6 +261,7 @@ ZOO: dict[str, Factory] = {
     "partial": lambda d, c: Partial(_coupling(max(d - 1, 1), c), d),
     "multi_scale": _multi_scale,
     "continuous": _continuous,
+    "graphical": _graphical,
     "compose_couplings": _compose_couplings,
     "compose_everything": _compose_everything,
     "compose_nested": lambda d, c: Compose([_compose_couplings(d, c), _located_triangular(d, 0)]),
@@ -252,6 +270,7 @@ ZOO: dict[str, Factory] = {
 RECIPES: dict[str, Callable[[int, int], Flow]] = {
     "bnaf": lambda d, c: flows.bnaf(d, hidden_factors=(4, 4), context_dim=c),
     "cnf": lambda d, c: flows.cnf(d, hidden_dims=(8, 8), num_steps=10, context_dim=c),
+    "elementwise": lambda d, c: flows.elementwise(d, context_dim=c),
     "iaf": lambda d, c: flows.iaf(d, context_dim=c),
     "maf": lambda d, c: flows.maf(d, context_dim=c),
     "naf": lambda d, c: flows.naf(d, num_units=4, context_dim=c),
@@ -268,7 +287,7 @@ RECIPES: dict[str, Callable[[int, int], Flow]] = {
 WITHOUT_PARAMETERS = frozenset(
     {"permute_reversal", "permute_random", "orthogonal", "squeeze", "loft", "leaky_tanh"}
 )
-WITHOUT_CONTEXT = WITHOUT_PARAMETERS | {"actnorm", "actnorm_channels"}
+WITHOUT_CONTEXT = WITHOUT_PARAMETERS | {"actnorm", "actnorm_channels", "graphical"}
 AUTOREGRESSIVE = tuple(name for name in ZOO if name.startswith("autoregressive"))
 # All but those whose inverse grows exponentially, and so overflows long before 1e30.
 FINITE = tuple(name for name in ZOO if name != "loft")
@@ -306,6 +325,7 @@ KINDS = (
     "partial",
     "multi_scale",
     "continuous",
+    "graphical",
     "compose_everything",
 )
 

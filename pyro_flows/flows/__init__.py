@@ -10,7 +10,7 @@ from pyro_flows.flows.autoregressive import iaf, maf
 from pyro_flows.flows.continuous import cnf
 from pyro_flows.flows.coupling import nice, realnvp
 from pyro_flows.flows.image import glow, nice_image, realnvp_image
-from pyro_flows.flows.monotone import bnaf, naf, nsf, sospf
+from pyro_flows.flows.monotone import bnaf, elementwise, naf, nsf, sospf
 from pyro_flows.flows.registry import find, register
 from pyro_flows.flows.residual import planar, radial, sylvester
 
@@ -18,6 +18,7 @@ __all__ = [
     "Recipe",
     "bnaf",
     "cnf",
+    "elementwise",
     "find",
     "glow",
     "iaf",

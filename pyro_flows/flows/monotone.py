@@ -13,6 +13,7 @@ from pyro_flows.flows.autoregressive import OnePass, oriented, reversing
 from pyro_flows.flows.coupling import alternating_masks
 from pyro_flows.transforms import (
     BlockNeuralAutoregressive,
+    ElementwiseSpline,
     FlowTransform,
     NeuralAutoregressive,
     PolynomialAutoregressive,
@@ -21,6 +22,36 @@ from pyro_flows.transforms import (
 )
 
 _ONE_PASS = ("sampling", "scoring")
+
+
+def elementwise(
+    input_dim: int, *, count_bins: int = 8, bound: float = 5.0, context_dim: int = 0
+) -> Flow:
+    """Build a flow of one spline for each coordinate, which leaves these independent.
+
+    Its size grows with the number of coordinates alone; under a transform that follows a graph it
+    gives each coordinate a shape.
+
+    Args:
+        input_dim: Number of coordinates.
+        count_bins: Number of bins.
+        bound: Beyond it, on either side, a spline is the identity.
+        context_dim: Number of entries of the context; zero for none.
+
+    Raises:
+        DomainError: A size or the bound is not possible.
+
+    Reference:
+        Durkan, Bekasov, Murray & Papamakarios (2019), *Neural spline flows*, section 3.
+
+    Example:
+        >>> elementwise(4).sample((10,)).shape
+        torch.Size([10, 4])
+    """
+    check_options("elementwise", input_dim, 1, context_dim, "silu")
+    _checks.check_positive("elementwise", "bound", bound)
+    options: dict[str, Any] = {"count_bins": count_bins, "bound": bound}
+    return Flow([ElementwiseSpline(input_dim, context_dim=context_dim, **options)])
 
 
 def nsf(

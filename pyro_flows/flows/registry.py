@@ -12,12 +12,13 @@ from pyro_flows.flows._options import Recipe
 from pyro_flows.flows.autoregressive import iaf, maf
 from pyro_flows.flows.continuous import cnf
 from pyro_flows.flows.coupling import nice, realnvp
-from pyro_flows.flows.monotone import bnaf, naf, nsf, sospf
+from pyro_flows.flows.monotone import bnaf, elementwise, naf, nsf, sospf
 from pyro_flows.flows.residual import planar, radial, sylvester
 
 _RECIPES: dict[str, Recipe] = {
     "bnaf": bnaf,
     "cnf": cnf,
+    "elementwise": elementwise,
     "iaf": iaf,
     "maf": maf,
     "naf": naf,

@@ -9,6 +9,7 @@ from pyro_flows.transforms.compose import Compose, Inverse
 from pyro_flows.transforms.continuous import Continuous, TransportCost
 from pyro_flows.transforms.coupling import AdditiveCoupling, AffineCoupling, Coupling
 from pyro_flows.transforms.elementwise import Elementwise
+from pyro_flows.transforms.graphical import GraphicalAutoregressive, Node
 from pyro_flows.transforms.image import InvertibleConv1x1, Pixelwise, Squeeze
 from pyro_flows.transforms.linear import LULinear, Orthogonal, QRLinear
 from pyro_flows.transforms.multiscale import MultiScale, Partial
@@ -48,6 +49,7 @@ __all__ = [
     "ElementwiseAffine",
     "ElementwiseSpline",
     "FlowTransform",
+    "GraphicalAutoregressive",
     "Inverse",
     "InvertibleConv1x1",
     "LULinear",
@@ -55,6 +57,7 @@ __all__ = [
     "LowerTriangularAffine",
     "MultiScale",
     "NeuralAutoregressive",
+    "Node",
     "Orthogonal",
     "Partial",
     "Permute",

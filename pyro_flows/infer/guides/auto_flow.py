@@ -16,13 +16,14 @@ from torch.distributions import biject_to
 from pyro_flows import _checks, flows
 from pyro_flows.distributions import Flow, StandardNormal
 from pyro_flows.errors import NonFiniteError
-from pyro_flows.infer.guides.assembly import assemble
+from pyro_flows.infer.guides.assembly import Structure, assemble
 from pyro_flows.infer.guides.flow_guide import FlowGuide, num_fixed_draws
 from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.hierarchy import Parents, prior_parents
 from pyro_flows.infer.guides.latents import constrained_sites
 from pyro_flows.infer.guides.log_density import LogDensity
 from pyro_flows.infer.guides.model_check import ModelCheck
+from pyro_flows.infer.guides.posterior_graph import Graph, posterior_graph
 from pyro_flows.infer.guides.sites import at_its_site
 from pyro_flows.infer.guides.start import StartFn
 from pyro_flows.infer.posterior_distribution import PosteriorDistribution, latents_of
@@ -34,6 +35,8 @@ logger = logging.getLogger("pyro_flows")
 
 _LEAST_INITS, _MORE_INITS, _MORE_INITS_NUMBERS = 2, 6, 250
 _MOST_INITS = 10
+# What is followed, and the flow where none is given.
+_DEFAULTS = {"prior": "realnvp", "posterior": "elementwise"}
 
 
 class SavedGuide(Protocol):
@@ -52,7 +55,9 @@ class AutoFlow(FlowGuide, AutoContinuous):
     A flow :math:`f` stands inside an affine map that starts as a Gaussian fit to the posterior, in
     the unconstrained space. The flow starts next to the identity, so training begins at that
     Gaussian. Between the two, latents follow those that their priors depend on, by couplings that
-    are linear in these.
+    are linear in these. With ``follow="posterior"``, each latent follows the earlier ones that it
+    depends on given the data, and the Gaussian has their correlations alone: then there is nothing
+    of :math:`D \times D` entries, where the model has no such dependence.
 
     The guide is set up by its first call, or by :meth:`initialise`, and works with Pyro's ``SVI``,
     all its ELBOs, ``Predictive``, ``AutoGuideList`` and ``NeuTraReparam``. Gradients of the ELBO
@@ -61,7 +66,10 @@ class AutoFlow(FlowGuide, AutoContinuous):
     Args:
         model: A Pyro model whose latents are continuous.
         flow: Name of a recipe (:mod:`pyro_flows.flows`), or a function from the number of latents
-            to a :class:`~pyro_flows.Flow`.
+            to a :class:`~pyro_flows.Flow`; if not given, ``"realnvp"``, or ``"elementwise"`` where
+            the posterior is followed.
+        follow: ``"prior"`` or ``"posterior"``: which dependences between latents the flow follows
+            by itself.
         start: ``"auto"``: the best Gaussian that natural gradients find, from modes and from the
             points where searches begin; ``"laplace"``: the inverse Hessian at a mode;
             ``"prior"``: the best of those points; a function ``(log_density, inits) -> Start``
@@ -97,8 +105,9 @@ class AutoFlow(FlowGuide, AutoContinuous):
     def __init__(
         self,
         model: Callable[..., Any],
-        flow: str | flows.Recipe = "realnvp",
+        flow: str | flows.Recipe | None = None,
         *,
+        follow: str = "prior",
         start: str | StartFn = "auto",
         init_loc_fn: Callable[..., Tensor] | None = None,
         create_plates: Callable[..., Any] | None = None,
@@ -110,8 +119,10 @@ class AutoFlow(FlowGuide, AutoContinuous):
         self._own(model, start, gradient)
         self.create_plates = create_plates
         self._searches_widely = init_loc_fn is None
-        self.recipe = flows.find(flow)
+        self.follow = _checks.check_choice(self._who, "follow", follow, tuple(_DEFAULTS))
+        self.recipe = flows.find(flow or _DEFAULTS[self.follow])
         self.parents: Parents = {}
+        self.graph: Graph | None = None
         self.origin = ""
         # Of a file, until the model's arguments are there to compare its latents with.
         self._saved: SavedGuide | None = None
@@ -126,11 +137,15 @@ class AutoFlow(FlowGuide, AutoContinuous):
             return flow
         logger.info("%s: looks for a start", self._who)
         trace: Any = self.prototype_trace
+        shapes = self._unconstrained_shapes
         self.parents = prior_parents(self._bare_model[0], trace, args, kwargs)
+        if self.follow == "posterior":
+            model = self._bare_model[0]
+            self.graph = posterior_graph(self._who, model, trace, shapes, (args, kwargs))
         start = self._find_start(args, kwargs)
         self.origin = start.origin
-        sizes = {name: shape.numel() for name, shape in self._unconstrained_shapes.items()}
-        return assemble(self._who, self.recipe, sizes, self.parents, start)
+        structure = Structure(shapes, self.parents, self.graph)
+        return assemble(self._who, self.recipe, structure, start)
 
     def _find_start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Start:
         density = LogDensity(self._bare_model[0], self, args, kwargs)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, overload
@@ -16,10 +16,9 @@ from pyro_flows.checkpoint import Checkpoint, check_matches, layout, read_checkp
 from pyro_flows.distributions import Flow
 from pyro_flows.errors import CheckpointError, DomainError, FlowError
 from pyro_flows.flows.registry import from_name
-from pyro_flows.infer.guides.assembly import assemble
+from pyro_flows.infer.guides.assembly import Structure, assemble
 from pyro_flows.infer.guides.auto_flow import AutoFlow
 from pyro_flows.infer.guides.gaussian import Start
-from pyro_flows.infer.guides.hierarchy import Parents
 from pyro_flows.infer.guides.plates.encoders import Encode
 from pyro_flows.infer.guides.plates.guide import AutoPlateFlow
 from pyro_flows.infer.guides.plates.parts import MemberRecipe
@@ -28,7 +27,7 @@ from pyro_flows.infer.random import aside
 from pyro_flows.infer.saving import plates
 from pyro_flows.infer.saving.budget import Budget
 from pyro_flows.infer.saving.probe import differs
-from pyro_flows.infer.saving.record import Site, parents_in, sites_in, sites_of
+from pyro_flows.infer.saving.record import Site, graph_in, parents_in, sites_in, sites_of
 from pyro_flows.infer.saving.write import FLOW, GUIDE
 
 logger = logging.getLogger("pyro_flows")
@@ -140,8 +139,10 @@ def load(
                 got=f"one of them, for the guide of {str(path)!r}",
             )
         saved, recipe = _saved_guide(found, flow)
-        guide = AutoFlow(model, recipe, **options)
-        guide._saved, guide.parents, guide.origin = saved, saved.parents, saved.origin
+        follow = "prior" if saved.structure.graph is None else "posterior"
+        guide = AutoFlow(model, recipe, follow=follow, **options)
+        guide._saved, guide.origin = saved, saved.origin
+        _, guide.parents, guide.graph = saved.structure
     if args is not None or kwargs is not None:
         with aside():
             guide.initialise(*(args or ()), **(kwargs or {}))
@@ -184,7 +185,7 @@ class _SavedGuide(NamedTuple):
     flow: Flow
     sites: list[Site]
     dtype: torch.dtype
-    parents: Parents
+    structure: Structure
     origin: str
     path: str
     versions: dict[str, str]
@@ -225,13 +226,12 @@ def _saved_guide(
     record = found.record
     recipe, building = _recipe(found, flow)
     with _refusing(found):
-        sites, parents = sites_in(record), parents_in(record)
+        sites, structure = sites_in(record), _structure_in(record)
         dtype, origin = _DTYPES[record["dtype"]], str(record["origin"])
         input_dim = _input_dim(found, sum(site.size for site in sites))
     with aside(), building:
         start = Start(torch.zeros(input_dim), torch.ones(input_dim), origin)
-        sizes = {site.name: site.size for site in sites}
-        built = assemble("load", recipe, sizes, parents, start).to(dtype)
+        built = assemble("load", recipe, structure, start).to(dtype)
     _fill(built, found)
     difference = ""
     with _refusing(found):
@@ -245,8 +245,13 @@ def _saved_guide(
             advice="Pass the recipe it was built by, with the same options, as flow=... "
             + layout.written_by(found.versions),
         )
-    saved = _SavedGuide(built, sites, dtype, parents, origin, found.path, found.versions)
+    saved = _SavedGuide(built, sites, dtype, structure, origin, found.path, found.versions)
     return saved, recipe
+
+
+def _structure_in(record: Mapping[str, Any]) -> Structure:
+    shapes = {site.name: torch.Size(site.unconstrained_shape) for site in sites_in(record)}
+    return Structure(shapes, parents_in(record), graph_in(record))
 
 
 def _recipe(

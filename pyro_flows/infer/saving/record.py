@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_flows.checkpoint import JSON
+from pyro_flows.infer.guides.posterior_graph import Dependence, Graph
 
 # More numbers than these are told by their range and mean.
 _MOST_NUMBERS = 8
@@ -74,6 +75,40 @@ def parents_in(record: Mapping[str, Any]) -> dict[str, frozenset[str]]:
         if not all(isinstance(other, str) for other in others) or others & latents - set(parents):
             raise ValueError(f"parents {parents!r}")
     return parents
+
+
+def graph_in(record: Mapping[str, Any]) -> Graph | None:
+    """Return the graph that a record's flow follows; a ValueError where it is none."""
+    if record.get("graph") is None:
+        return None
+    names = [site.name for site in sites_in(record)]
+    graph: dict[str, Dependence] = {}
+    for site in sites_in(record):
+        entry = record["graph"][site.name]
+        parents = {name: frozenset(plates) for name, plates in entry["parents"].items()}
+        dependence = Dependence(dict(entry["plates"]), frozenset(entry["dense"]), parents)
+        axes = set(dependence.plates.values())
+        earlier = set(names[: names.index(site.name)])
+        if not axes <= set(range(len(site.unconstrained_shape))) or set(parents) - earlier:
+            raise ValueError(f"the dependence {dependence!r} of {site.name!r}")
+        if any(plates - graph[name].plates.keys() for name, plates in parents.items()):
+            raise ValueError(f"the plates {parents!r} of {site.name!r}")
+        graph[site.name] = dependence
+    return graph
+
+
+def record_of_graph(graph: Graph | None) -> JSON:
+    """Return the graph that a flow follows as JSON."""
+    if graph is None:
+        return None
+    return {
+        name: {
+            "plates": dict(dependence.plates),
+            "dense": sorted(dependence.dense),
+            "parents": {other: sorted(plates) for other, plates in dependence.parents.items()},
+        }
+        for name, dependence in graph.items()
+    }
 
 
 def record_of_site(site: Site) -> dict[str, JSON]:

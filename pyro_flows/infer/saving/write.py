@@ -15,7 +15,7 @@ from pyro_flows.infer.guides.plates.guide import AutoPlateFlow
 from pyro_flows.infer.guides.plates.parts import Parts
 from pyro_flows.infer.saving import plates
 from pyro_flows.infer.saving.probe import probe
-from pyro_flows.infer.saving.record import record_of_site, sites_of
+from pyro_flows.infer.saving.record import record_of_graph, record_of_site, sites_of
 from pyro_flows.transforms.base import any_float
 
 logger = logging.getLogger("pyro_flows")
@@ -102,6 +102,7 @@ def _guide_record(guide: AutoFlow) -> dict[str, JSON]:
         "function": saved.function,
         "sites": [record_of_site(site) for site in sites_of(guide)],
         "parents": {name: sorted(others) for name, others in guide.parents.items()},
+        "graph": record_of_graph(guide.graph),
         "origin": guide.origin,
         "gradient": guide.gradient,
     }

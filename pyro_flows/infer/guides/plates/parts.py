@@ -11,7 +11,7 @@ from pyro_flows.distributions import Flow
 from pyro_flows.errors import ShapeError
 from pyro_flows.flows import Recipe
 from pyro_flows.flows.coupling import alternating_masks
-from pyro_flows.infer.guides.assembly import assemble
+from pyro_flows.infer.guides.assembly import Structure, assemble
 from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.plates.layout import Block, Layout
 from pyro_flows.infer.guides.plates.members import (
@@ -159,11 +159,11 @@ def make_parts(
     """
     of_globals, standard = None, (torch.zeros(0), torch.zeros(0))
     if starts.of_globals is not None:
-        sizes = {name: shape.numel() for name, shape in layout.shapes.items()}
+        shapes = layout.shapes
         parents = {
-            name: others & set(sizes) for name, others in starts.parents.items() if name in sizes
+            name: others & set(shapes) for name, others in starts.parents.items() if name in shapes
         }
-        of_globals = assemble(who, recipes[0], sizes, parents, starts.of_globals)
+        of_globals = assemble(who, recipes[0], Structure(shapes, parents), starts.of_globals)
         standard = starts.of_globals.loc, _deviations(starts.of_globals)
     blocks = []
     for block, start, encoder in zip(layout.blocks, starts.of_blocks, encoders, strict=True):

@@ -14,6 +14,7 @@ from pyro_flows.infer.guides.hierarchy import Parents, prior_parents
 from pyro_flows.infer.guides.plates.layout import Block, Layout
 from pyro_flows.infer.guides.plates.members import MemberStart, pooled
 from pyro_flows.infer.tracer import subsample_sites
+from pyro_flows.numerics import regression
 
 # Above so many numbers, members do not follow other latents at the start.
 _MOST_NUMBERS = 20_000_000
@@ -169,20 +170,11 @@ class _Gaussian:
             scale = self._variance[own].sqrt().diag_embed()
             slope = loc.new_zeros(*own.shape, follows)
         else:
-            scale, slope = self._regression(own, followed)
+            slope, scale = regression(self._covariance, own, followed)
             loc = loc + (slope * (pool_loc - self._loc[followed])[..., None, :]).sum(-1)
             slope = torch.linalg.solve_triangular(scale, slope * pool_scale, upper=False)
         like = self._start.loc
         return MemberStart(loc.to(like), scale.to(like), slope.to(like), self._start.whitened)
-
-    def _regression(self, own: Tensor, followed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the factor of each member's covariance given what it follows, and the slopes."""
-        covariance: Any = self._covariance
-        within = covariance[own[..., :, None], own[..., None, :]]
-        across = covariance[own[..., :, None], followed[..., None, :]]
-        beyond = covariance[followed[..., :, None], followed[..., None, :]]
-        slope = torch.linalg.solve(beyond, across.mT).mT if followed.shape[-1] else across
-        return torch.linalg.cholesky(within - slope @ across.mT), slope
 
 
 def _of_the_pool(found: MemberStart) -> MemberStart:
