@@ -13,7 +13,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 def test_code_of_the_readme_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where the checkpoint goes
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 8
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)

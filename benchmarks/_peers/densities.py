@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_flows.density import fit_mle
+from pyro_flows.density import MleResult, fit_mle
 from pyro_flows.distributions import Flow, StudentT
 from pyro_flows.transforms import Inverse, LULinear, Permute, SplineAutoregressive
 
@@ -27,6 +27,10 @@ AT_ONCE = 4096
 OURS = [{"activation": "silu", "lr": 5e-3}, {"activation": "relu", "lr": 1e-2}]
 # Divided by the number of rows, the decay of weights: few rows are easily learnt by heart.
 DECAY = 1000.0
+
+
+# The result, the seconds that it took, and the flow.
+Fitted = tuple[MleResult, float, Flow]
 
 
 class Rows(NamedTuple):
@@ -147,7 +151,7 @@ def our_flow(dim: int, activation: str) -> Flow:
 def fit_ours(rows: Rows, budget: float, seed: int, *, activation: str, lr: float) -> Outcome:
     """Fit our spline flow, with as many epochs as the time allows; traced, as on one core."""
 
-    def fit(epochs: int) -> tuple[object, float, nn.Module]:
+    def fit(epochs: int) -> Fitted:
         torch.manual_seed(seed)
         flow = our_flow(rows.train.shape[1], activation)
         began = time.thread_time()
@@ -165,16 +169,21 @@ def fit_ours(rows: Rows, budget: float, seed: int, *, activation: str, lr: float
         )
         return result, time.thread_time() - began, flow
 
+    result, seconds, flow = fit_within(budget, len(rows.train), fit)
+    flow.eval()
+    return Outcome(-result.nll, mean_score(flow.log_prob, rows.test), result.steps, seconds)
+
+
+def fit_within(budget: float, num_rows: int, fit: Callable[[int], Fitted]) -> Fitted:
+    """Fit with as many epochs as the budget in seconds allows; the fit is given their number."""
     # Of three short fits, two tell what an epoch takes, and what does not depend on their number.
-    more = 1 + -(-STEPS_TO_TIME * BATCH // len(rows.train))
+    more = 1 + -(-STEPS_TO_TIME * BATCH // num_rows)
     fit(1)  # which loads what recording needs
     once, longer = fit(1)[1], fit(1 + more)[1]
     each = (longer - once) / more
     # Times vary on a busy machine, and ours must not have more than its share.
     epochs = max(1, int((0.9 * budget - (once - each)) / each))
-    result, seconds, flow = fit(min(epochs, MOST_EPOCHS))
-    flow.eval()
-    return Outcome(-result.nll, mean_score(flow.log_prob, rows.test), result.steps, seconds)
+    return fit(min(epochs, MOST_EPOCHS))
 
 
 @torch.no_grad()
