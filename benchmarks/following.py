@@ -6,9 +6,9 @@
 - ``groups``: 500 groups of five rows, their mean, spread and noise; 503 latents.
 - ``chain``: a random walk of log-volatilities of 40 days, written as a loop; 42 latents.
 
-Each model is fitted by ``AutoFlow`` with its defaults (``prior``), with ``follow="posterior"``, and
-with that around the default's couplings (``posterior, realnvp``). Printed are the ELBO, k-hat and
-effective share of 10,000 draws, the number of parameters, and the seconds of the thread's own time.
+Each model is fitted by ``AutoFlow`` with its defaults (``prior``), with ``follow="posterior"``,
+and with that around the default's couplings (``posterior, realnvp``). Printed are the ELBO, k-hat
+and effective share of 10,000 draws, the number of parameters, and the seconds of the thread's time.
 """
 
 import argparse
