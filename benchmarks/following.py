@@ -8,7 +8,7 @@
 
 Each model is fitted by ``AutoFlow`` with its defaults (``prior``), with ``follow="posterior"``,
 and with that around the default's couplings (``posterior, realnvp``). Printed are the ELBO, k-hat
-and effective share of 10,000 draws, the number of parameters, and the seconds of the thread's time.
+and effective share of 10,000 draws, the number of parameters, and seconds of the thread's time.
 """
 
 import argparse

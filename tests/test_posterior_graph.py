@@ -47,6 +47,16 @@ def regression(x, y):
     pyro.sample("y", dist.Normal(x @ weight, 1.0).to_event(1), obs=y)
 
 
+def topics(y):
+    """Latents whose unconstrained shapes are others than their own."""
+    spread = pyro.sample("spread", dist.LogNormal(0.0, 1.0))
+    factor = pyro.sample("factor", dist.LKJCholesky(3, 2.0))
+    with pyro.plate("documents", len(y)):
+        share = pyro.sample("share", dist.Dirichlet(spread * torch.ones(3)))
+        shift = pyro.sample("shift", dist.MultivariateNormal(torch.zeros(3), scale_tril=factor))
+        pyro.sample("y", dist.Normal(share + shift, 1.0).to_event(1), obs=y)
+
+
 def schools(y, sigma):
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(5.0))
@@ -116,6 +126,20 @@ def test_places_of_parents_are_those_of_the_same_member():
     assert group.parents.tolist() == [[0, 1]] * 3
     assert member.own[:5].tolist() == [[5], [6], [7], [8], [9]]
     assert member.parents[:5].tolist() == [[2], [2], [2], [2], [3]]
+
+
+def test_simplexes_and_factors_have_members_too():
+    graph, guide = graph_of(topics, torch.randn(4, 3))
+    assert follows(graph) == {
+        "spread": {},
+        "factor": {"spread": set()},  # since shares and shifts, left out, join the two
+        "share": {"spread": set(), "factor": set()},
+        "shift": {"factor": set(), "share": {"documents"}},
+    }
+    nodes = nodes_of(graph, guide._unconstrained_shapes)
+    assert [tuple(node.own.shape) for node in nodes] == [(1, 1), (1, 3), (4, 2), (4, 3)]
+    assert [node.parents.shape[1] for node in nodes] == [0, 1, 4, 5]
+    assert guide(torch.randn(4, 3))["share"].sum(-1).allclose(torch.ones(4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
