@@ -8,6 +8,7 @@ to their users, is the one of here: fused Adam, half a cosine of the step size o
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,10 +28,6 @@ AT_ONCE = 4096
 OURS = [{"activation": "silu", "lr": 5e-3}, {"activation": "relu", "lr": 1e-2}]
 # Divided by the number of rows, the decay of weights: few rows are easily learnt by heart.
 DECAY = 1000.0
-
-
-# The result, the seconds that it took, and the flow.
-Fitted = tuple[MleResult, float, Flow]
 
 
 class Rows(NamedTuple):
@@ -150,12 +147,27 @@ def our_flow(dim: int, activation: str) -> Flow:
 
 def fit_ours(rows: Rows, budget: float, seed: int, *, activation: str, lr: float) -> Outcome:
     """Fit our spline flow, with as many epochs as the time allows; traced, as on one core."""
+    options = {"lr": lr, "weight_decay": DECAY / len(rows.train)}
+    make = partial(our_flow, rows.train.shape[1], activation)
+    result, seconds, flow = fit_within(budget, fit_mle, make, rows, seed, **options)
+    flow.eval()
+    return Outcome(-result.nll, mean_score(flow.log_prob, rows.test), result.steps, seconds)
 
-    def fit(epochs: int) -> Fitted:
+
+def fit_within(
+    budget: float,
+    train: Callable[..., MleResult],
+    make: Callable[[], Flow],
+    rows: Rows,
+    seed: int,
+    **options: float,
+) -> tuple[MleResult, float, Flow]:
+    """Train a flow with as many epochs as the budget allows; return it, and the seconds."""
+
+    def fit(epochs: int) -> tuple[MleResult, float, Flow]:
         torch.manual_seed(seed)
-        flow = our_flow(rows.train.shape[1], activation)
-        began = time.thread_time()
-        result = fit_mle(
+        flow, began = make(), time.thread_time()
+        result = train(
             flow,
             rows.train,
             validation=rows.validation,
@@ -164,20 +176,12 @@ def fit_ours(rows: Rows, budget: float, seed: int, *, activation: str, lr: float
             seed=seed,
             progress=False,
             patience=None,
-            lr=lr,
-            weight_decay=DECAY / len(rows.train),
+            **options,
         )
         return result, time.thread_time() - began, flow
 
-    result, seconds, flow = fit_within(budget, len(rows.train), fit)
-    flow.eval()
-    return Outcome(-result.nll, mean_score(flow.log_prob, rows.test), result.steps, seconds)
-
-
-def fit_within(budget: float, num_rows: int, fit: Callable[[int], Fitted]) -> Fitted:
-    """Fit with as many epochs as the budget in seconds allows; the fit is given their number."""
     # Of three short fits, two tell what an epoch takes, and what does not depend on their number.
-    more = 1 + -(-STEPS_TO_TIME * BATCH // num_rows)
+    more = 1 + -(-STEPS_TO_TIME * BATCH // len(rows.train))
     fit(1)  # which loads what recording needs
     once, longer = fit(1)[1], fit(1 + more)[1]
     each = (longer - once) / more

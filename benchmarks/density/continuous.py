@@ -15,7 +15,6 @@ The exit status is 1 where the continuous flow scores below the affine couplings
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,13 +22,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from _peers.densities import Fitted, Outcome, Rows, fit_within, mean_score
+from _peers.densities import Outcome, Rows, fit_within, mean_score
 
 from benchmarks.density.uci import ROOT, read, row
 from pyro_flows import Flow, flows
-from pyro_flows.density import fit_matching, fit_mle
+from pyro_flows.density import MleResult, fit_matching, fit_mle
 
-WIDTH = 128
+WIDTH, LR = 128, 5e-3
 TOLERANCE = 1e-5
 
 
@@ -41,39 +40,18 @@ def continuous(dim: int) -> Flow:
     return flow
 
 
-CONTESTANTS: dict[str, tuple[Callable[[int], Flow], Callable[..., object], float]] = {
-    "continuous, matching": (continuous, fit_matching, 5e-3),
-    "affine couplings": (partial(flows.realnvp, hidden_dims=(WIDTH,) * 2), fit_mle, 5e-3),
-    "spline couplings": (
-        partial(flows.nsf, kind="coupling", hidden_dims=(WIDTH,) * 2),
-        fit_mle,
-        5e-3,
-    ),
+CONTESTANTS: dict[str, tuple[Callable[[int], Flow], Callable[..., MleResult]]] = {
+    "continuous, matching": (continuous, fit_matching),
+    "affine couplings": (partial(flows.realnvp, hidden_dims=(WIDTH,) * 2), fit_mle),
+    "spline couplings": (partial(flows.nsf, kind="coupling", hidden_dims=(WIDTH,) * 2), fit_mle),
 }
 
 
 def contest(name: str, rows: Rows, seed: int, budget: float) -> Outcome:
     """Train one contestant for its time, and score the rows."""
-    recipe, train, lr = CONTESTANTS[name]
-
-    def fit(epochs: int) -> Fitted:
-        torch.manual_seed(seed)
-        flow = recipe(rows.train.shape[1])
-        began = time.thread_time()
-        result = train(
-            flow,
-            rows.train,
-            validation=rows.validation,
-            epochs=epochs,
-            engine="traced",
-            seed=seed,
-            progress=False,
-            patience=None,
-            lr=lr,
-        )
-        return result, time.thread_time() - began, flow
-
-    result, seconds, flow = fit_within(budget, len(rows.train), fit)
+    recipe, train = CONTESTANTS[name]
+    make = partial(recipe, rows.train.shape[1])
+    result, seconds, flow = fit_within(budget, train, make, rows, seed, lr=LR)
     flow.eval()
     scores = [mean_score(flow.log_prob, part) for part in (rows.validation, rows.test)]
     return Outcome(*scores, result.steps, seconds)
