@@ -318,6 +318,34 @@ def test_encoder_serves_members_that_are_new():
     assert ((theta.mean(0) - mean) / (own**0.5 * plates.NOISE)).abs().max() < 0.25
 
 
+def test_members_have_tables_beside_an_encoder():
+    """Of a plate that is subsampled: what an encoder does not see, a member's own map adds."""
+    guide = ready(rows_model, Y, 20, encode=lambda rows, y, *_: y[rows, None] * 0, embed=True)
+    pf.fit(rows_model, guide, Y, 20, steps=600, particles=16, lr=0.02, seed=0, progress=False)
+    means, *_ = rows_posterior(Y)
+    theta = guide.median(Y, 20)["theta"].double()
+    own = plates.SPREAD**2 / (plates.SPREAD**2 + plates.NOISE**2)
+    assert ((theta - means["theta"]) / (own**0.5 * plates.NOISE)).abs().mean() < 0.3
+
+
+def test_outer_plate_is_encoded_where_the_inner_has_tables():
+    """The outer one is subsampled, and so has no table that the inner one's would fit."""
+
+    def model(y, size=None):
+        with pyro.plate("outer", y.shape[0], dim=-2, subsample_size=size) as rows:
+            outer = pyro.sample("outer_z", dist.Normal(0.0, 1.0))
+            with pyro.plate("inner", y.shape[1], dim=-1):
+                inner = pyro.sample("inner_z", dist.Normal(outer, 1.0))
+                pyro.sample("y", dist.Normal(inner, 1.0), obs=y[rows])
+
+    y = torch.randn(6, 3)
+    encode = {"outer": lambda rows, y, *_: y[rows].mean(-1, keepdim=True)}
+    guide = pf.AutoPlateFlow(model, encode=encode, start="prior")
+    assert guide(y, 4)["outer_z"].shape == (4, 1)
+    assert guide(y, 4)["inner_z"].shape == (4, 3)
+    assert guide.median(y)["inner_z"].shape == (6, 3)
+
+
 def test_model_without_global_latents():
     def model(y):
         with pyro.plate("rows", len(y)):

@@ -152,3 +152,10 @@ def test_members_in_memory_are_named_by_numbers():
 def test_guide_that_was_not_set_up_says_so():
     with pytest.raises(pf.DomainError, match="initialise"):
         pf.diagnose(rows_model, pf.AutoPlateFlow(rows_model), Y)
+
+
+def test_members_with_tables_are_tied_to_their_number():
+    guide = pf.AutoPlateFlow(rows_model, encode=Encoder(), embed=True, start="prior")
+    guide(rows_data(12))
+    with pytest.raises(pf.DomainError, match="12 members of the plate 'rows'"):
+        guide(rows_data(10))

@@ -132,3 +132,15 @@ def test_what_is_of_another_guide_is_refused(path):
         pf.load(path, model=rows_model, encode=Encoder())
     with pytest.raises(pf.DomainError, match="initialise"):
         pf.save(pf.AutoPlateFlow(rows_model), path)
+
+
+def test_guide_with_encoders_and_tables_is_loaded(path):
+    y = rows_data(12)
+    guide = pf.AutoPlateFlow(rows_model, encode=Encoder(), embed=True, start="prior")
+    guide.initialise(y)
+    pf.save(guide, path)
+    loaded = pf.load(path, model=rows_model, encode=Encoder(), args=(y,))
+    assert loaded.embed
+    assert torch.equal(loaded.median(y)["theta"], guide.median(y)["theta"])
+    with pytest.raises(pf.CheckpointError, match="'rows' of 12"):
+        pf.load(path, model=rows_model, encode=Encoder(), args=(y[:5],))

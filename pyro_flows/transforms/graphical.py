@@ -206,7 +206,8 @@ class _Members(nn.Module):
             equation = "...np,npk->...nk"
         params = torch.einsum(equation, picked, self.slope)
         if self.inward is not None and self.bias is not None:
-            hidden = torch.tanh(torch.einsum(equation, picked, self.inward) + self.bias)
+            raw = torch.einsum(equation, picked, self.inward) + self.bias
+            hidden = torch.nn.functional.softplus(raw)
             params = params + torch.einsum("...nh,nhk->...nk", hidden, self.outward)
         shift, raw = params.chunk(2, -1)
         return shift, soft_bound(raw, self.log_scale_bound)

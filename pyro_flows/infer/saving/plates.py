@@ -5,13 +5,14 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_flows import flows
 from pyro_flows.checkpoint import JSON, Checkpoint, check_matches, layout
 from pyro_flows.distributions import Flow
 from pyro_flows.flows.registry import named
 from pyro_flows.infer.guides.gaussian import Start
+from pyro_flows.infer.guides.plates.encoders import Source
 from pyro_flows.infer.guides.plates.guide import AutoPlateFlow
 from pyro_flows.infer.guides.plates.layout import Layout
 from pyro_flows.infer.guides.plates.members import MemberStart
@@ -71,7 +72,8 @@ def record_of(guide: AutoPlateFlow) -> dict[str, JSON]:
         "member_recipe": of_members.recipe,
         "member_function": of_members.function,
         "plates": guide.local_plates,
-        "latents": list(_latents(guide, _feature_dims(guide))),
+        "embed": guide.embed,
+        "latents": list(_latents(guide, guide._sources)),
         "parents": parents,
         "origin": guide.origin,
         "gradient": guide.gradient,
@@ -95,26 +97,17 @@ def _flows(parts: Parts) -> list[Flow]:
     return found + [part.flow for part in parts.blocks]
 
 
-def _feature_dims(guide: AutoPlateFlow) -> list[int | None]:
-    """Return the length of each encoder's output; none for embeddings."""
-    dims: list[int | None] = []
-    for block, part in zip(guide.layout.blocks, guide.parts.blocks, strict=True):
-        own = part.flow.context_dim - guide.layout.followed_dim(block)
-        dims.append(own if part.members.embedding is None else None)
-    return dims
-
-
-def _latents(guide: AutoPlateFlow, feature_dims: Sequence[int | None]) -> Iterator[str]:
+def _latents(guide: AutoPlateFlow, sources: Sequence[Source]) -> Iterator[str]:
     """Describe the latents, so that those of another model read otherwise."""
     sites = guide.sites
     for name, shape in guide.layout.shapes.items():
         yield f"{name!r} of shape {tuple(shape)} in {described(sites[name]['fn'].support)}"
-    for block, length in zip(guide.layout.blocks, feature_dims, strict=True):
+    for block, source in zip(guide.layout.blocks, sources, strict=True):
         where = [
-            repr(plate) if length is not None else f"{plate!r} of {guide.table_sizes[plate]}"
+            f"{plate!r} of {guide.table_sizes[plate]}" if source.has_tables else repr(plate)
             for plate in block.plates
         ]
-        how = "" if length is None else f", encoded by {length} numbers"
+        how = f", encoded by {source.length} numbers" if source.encoder else ""
         for site in block.sites:
             own = "".join(f", {size} at axis {dim}" for dim, size in site.own)
             support = described(sites[site.name]["fn"].support)
@@ -145,17 +138,17 @@ class SavedParts(NamedTuple):
         self,
         guide: AutoPlateFlow,
         dtype: torch.dtype,
-        encoders: Sequence[tuple[int, nn.Module | None] | None],
+        sources: Sequence[Source],
     ) -> Parts:
         """Return the modules, if the guide's latents are those of the file.
 
         Args:
             guide: The guide, whose layout is known.
             dtype: Of its latents.
-            encoders: For each block the length of an encoder's output, and the encoder.
+            sources: What tells the members of each block apart.
         """
         found = self.found
-        ours = list(_latents(guide, [encoder and encoder[0] for encoder in encoders]))
+        ours = list(_latents(guide, sources))
         kind = str(dtype).removeprefix("torch.")
         if ours != self.latents or self.dtype != kind:
             raise layout.refusal(
@@ -167,10 +160,10 @@ class SavedParts(NamedTuple):
                 advice="Load it with the model, encoders and sizes that it was saved with. "
                 + layout.written_by(found.versions),
             )
-        starts = _placeholders(guide, self.parents, encoders)
+        starts = _placeholders(guide, self.parents, sources)
         recipes = guide.recipe, guide.member_recipe
         with aside(), self.building():
-            parts = make_parts("load", guide.layout, starts, recipes, encoders).to(dtype)
+            parts = make_parts("load", guide.layout, starts, recipes, sources).to(dtype)
         check_matches("load", found.part("weights"), parts.state_dict())
         parts.load_state_dict(found.part("weights").tensors)
         for number, flow in enumerate(_flows(parts)):
@@ -189,15 +182,16 @@ class SavedParts(NamedTuple):
 def _placeholders(
     guide: AutoPlateFlow,
     parents: dict[str, frozenset[str]],
-    encoders: Sequence[tuple[int, nn.Module | None] | None],
+    sources: Sequence[Source],
 ) -> Starts:
     of_layout: Layout = guide.layout
     number, of_globals = of_layout.global_dim, None
     if number:
         of_globals = Start(torch.zeros(number), torch.ones(number), "")
     of_blocks = []
-    for block, encoder in zip(of_layout.blocks, encoders, strict=True):
-        sizes = [] if encoder else [guide.table_sizes[plate] for plate in block.plates]
+    for block, source in zip(of_layout.blocks, sources, strict=True):
+        plates = block.plates if source.has_tables else ()
+        sizes = [guide.table_sizes[plate] for plate in plates]
         size = block.input_dim
         of_blocks.append(
             MemberStart(

@@ -161,6 +161,7 @@ def _plate_guide(
     recipe, building = _recipe(found, flow)
     with _refusing(found):
         local, origin = record["plates"], str(record["origin"])
+        options["embed"] = record.get("embed") is True
         local = None if local is None else [str(plate) for plate in local]
         described = [str(line) for line in record["latents"]], str(record["dtype"])
         parents = {name: frozenset(others) for name, others in record["parents"].items()}

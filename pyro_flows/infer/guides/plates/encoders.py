@@ -1,7 +1,7 @@
 """Encoders: functions of a plate's members and the model's arguments."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -16,13 +16,33 @@ Encoder = Callable[..., Tensor]
 Encode = Encoder | Mapping[str | tuple[str, ...], Encoder]
 
 
-def encoders_of(who: str, layout: Layout, encode: Encode | None) -> list[Encoder | None]:
-    """Return the encoder of each block, or none.
+class Source(NamedTuple):
+    """What tells the members of a block apart.
+
+    Attributes:
+        encoder: What says of them what the data do; none without one.
+        has_tables: Whether each has an affine map and an embedding of its own.
+        length: Of the encoder's output; zero without one, or before the first call.
+    """
+
+    encoder: Encoder | None
+    has_tables: bool
+    length: int = 0
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The encoder, where it is a module."""
+        return self.encoder if isinstance(self.encoder, nn.Module) else None
+
+
+def sources_of(who: str, layout: Layout, encode: Encode | None, *, embed: bool) -> list[Source]:
+    """Return what tells the members of each block apart.
 
     Args:
         who: Named in messages.
         layout: The latents.
-        encode: What the user gave.
+        encode: The encoders.
+        embed: Whether members with an encoder have tables as well.
 
     Raises:
         DomainError: An encoder is of no plate, or cannot be called.
@@ -45,7 +65,7 @@ def encoders_of(who: str, layout: Layout, encode: Encode | None) -> list[Encoder
                 expected=f"the encoder of {plates} to be a module or a function",
                 got=_checks.describe(encoder),
             )
-    return [named.get(plates) for plates in blocks]
+    return [Source(named.get(plates), embed or plates not in named) for plates in blocks]
 
 
 def _unknown(who: str, blocks: Sequence[tuple[str, ...]], got: str) -> Exception:
@@ -96,7 +116,37 @@ def encoded(
     return block.spread(output)
 
 
-def check_trainable(who: str, encoder: Encoder, output: Tensor, owned: Iterable[Tensor]) -> None:
+def tried(
+    who: str,
+    block: Block,
+    source: Source,
+    members: Sequence[Tensor],
+    of_model: tuple[tuple[Any, ...], dict[str, Any]],
+) -> Source:
+    """Return a source with the length of its encoder's output, which is called once.
+
+    Args:
+        who: Named in messages.
+        block: The latents.
+        source: Their source.
+        members: The members of each plate.
+        of_model: The model's arguments.
+
+    Raises:
+        DomainError: The encoder hides parameters.
+        ShapeError: Its output does not fit the plates.
+    """
+    if source.encoder is None:
+        return source
+    with torch.enable_grad():
+        output = encoded(who, block, source.encoder, members, of_model)
+    args, kwargs = of_model
+    given = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
+    _check_trainable(who, source.encoder, output, given)
+    return source._replace(length=output.shape[-1])
+
+
+def _check_trainable(who: str, encoder: Encoder, output: Tensor, owned: Iterable[Tensor]) -> None:
     """Refuse a function that hides parameters, which would never be trained.
 
     Args:

@@ -1,7 +1,7 @@
 """A guide for models whose plates hold latents: flows whose parameters members share."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, cast
 
@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_flows import _checks, flows
@@ -20,11 +20,11 @@ from pyro_flows.infer.guides.hierarchy import Parents
 from pyro_flows.infer.guides.model_check import ModelCheck
 from pyro_flows.infer.guides.plates.encoders import (
     Encode,
-    Encoder,
-    check_trainable,
+    Source,
     encoded,
-    encoders_of,
     is_index,
+    sources_of,
+    tried,
 )
 from pyro_flows.infer.guides.plates.layout import Block, Layout, layout_of
 from pyro_flows.infer.guides.plates.members import joined
@@ -47,7 +47,7 @@ class SavedPlates(Protocol):
         self,
         guide: "AutoPlateFlow",
         dtype: torch.dtype,
-        encoders: Sequence[tuple[int, nn.Module | None] | None],
+        sources: Sequence[Source],
     ) -> Parts:
         """Return the modules, if the guide's latents are those of the file."""
         ...
@@ -63,8 +63,8 @@ class AutoPlateFlow(FlowGuide):
     which follows the global ones, so that funnels between scales and the latents below them are
     captured. What a member has of its own, :math:`c_n`, is an affine map and an embedding, for
     plates of a fixed size, or what an encoder says of it, for any number of members, new ones
-    among them. Members of a plate within another follow the latents of the outer one as well.
-    Where plates cross, latents of different plates are independent given the global ones.
+    among them, or both. Members of a plate within another follow the latents of the outer one as
+    well. Where plates cross, latents of different plates are independent given the global ones.
 
     The members' latents stand in plates of the guide, which draws the subsamples; those that the
     model asks for, by ``subsample=``, it sees by running the model up to its plates.
@@ -79,6 +79,8 @@ class AutoPlateFlow(FlowGuide):
             the model's arguments, that returns a tensor of shape ``(len(indices), C)``; for
             several plates a dictionary by their names. Latents in two plates have the tuple of
             both names for a key, ``(indices, indices, ...)`` for arguments and two leading axes.
+        embed: Whether members with an encoder have an affine map and an embedding of their own as
+            well, which ties the guide to these members.
         plates: Names of the plates whose members have latents of their own; all that hold latents
             if not given. The latents of other plates are global.
         start: As for :class:`~pyro_flows.AutoFlow`. Of a subsampled plate, the search sees one
@@ -121,6 +123,7 @@ class AutoPlateFlow(FlowGuide):
         *,
         member_flow: str | MemberRecipe = member_flow,
         encode: Encode | None = None,
+        embed: bool = False,
         plates: Iterable[str] | None = None,
         start: str | StartFn = "auto",
         init_loc_fn: Callable[..., Tensor] | None = None,
@@ -135,14 +138,14 @@ class AutoPlateFlow(FlowGuide):
         self.recipe = flows.find(flow)
         self.member_recipe: MemberRecipe = flows.find(member_flow)
         self._init_loc_fn = init_loc_fn
-        self._encode = encode
+        self._encode, self.embed = encode, bool(embed)
         self.local_plates = None if plates is None else sorted(plates)
         self.layout = Layout({}, ())
         self.parents: Parents = {}
         self.origin = ""
         # Of a file, until the model's arguments are there to compare its latents with.
         self._saved: SavedPlates | None = None
-        self._encoders: list[Encoder | None] = []
+        self._sources: list[Source] = []
         # Of the plates: the sizes of those with tables, and which have all members in order.
         self.table_sizes: dict[str, int] = {}
         self._whole: set[str] = set()
@@ -163,19 +166,18 @@ class AutoPlateFlow(FlowGuide):
         }
         self.layout = layout_of(self._who, sites, shapes, self.local_plates)
         self.latent_dim = self.layout.global_dim + max(b.input_dim for b in self.layout.blocks)
-        self._encoders = encoders_of(self._who, self.layout, self._encode)
+        self._sources = sources_of(self._who, self.layout, self._encode, embed=self.embed)
         self.table_sizes = self._sizes_of_tables()
-        plates = self._create_plates(*args, **kwargs)
-        encoders: list[tuple[int, nn.Module | None] | None] = []
-        for encoder, block in zip(self._encoders, self.layout.blocks, strict=True):
-            if encoder is None:
-                self._rows(block)
-                encoders.append(None)
-            else:
-                encoders.append(self._tried(encoder, block, plates, args, kwargs))
+        self._create_plates(*args, **kwargs)
+        self._sources = [
+            tried(self._who, block, source, self._members(block), (args, kwargs))
+            for block, source in self._blocks()
+        ]
+        for block, source in self._blocks():
+            self._rows(block, source)
         if self._saved is not None:
             values = [site["value"] for site in sites.values()]
-            self.parts = self._saved.parts_for(self, values[0].dtype, encoders)
+            self.parts = self._saved.parts_for(self, values[0].dtype, self._sources)
             self.parts.to(values[0].device)
             self._saved = None
             return
@@ -183,15 +185,15 @@ class AutoPlateFlow(FlowGuide):
         starts = find_starts(
             self._bare_model[0],
             self.layout,
+            self._sources,
             self.table_sizes,
-            args,
-            kwargs,
+            (args, kwargs),
             start=self._start_fn,
             init_loc_fn=self._init_loc_fn,
         )
         self.parents, self.origin = starts.parents, starts.origin
         recipes = self.recipe, self.member_recipe
-        self.parts = make_parts(self._who, self.layout, starts, recipes, encoders)
+        self.parts = make_parts(self._who, self.layout, starts, recipes, self._sources)
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -199,28 +201,17 @@ class AutoPlateFlow(FlowGuide):
         prototype: Any = self.prototype_trace
         return dict(prototype.iter_stochastic_nodes())
 
+    def _blocks(self) -> Iterator[tuple[Block, Source]]:
+        return zip(self.layout.blocks, self._sources, strict=True)
+
+    def _members(self, block: Block) -> list[Tensor]:
+        return [self.plates[name].indices for name in block.plates]
+
     def _sizes_of_tables(self) -> dict[str, int]:
         """Return the sizes of the plates whose members have something of their own."""
-        blocks = zip(self.layout.blocks, self._encoders, strict=True)
-        names = {name for block, encoder in blocks if encoder is None for name in block.plates}
+        names = {n for block, source in self._blocks() if source.has_tables for n in block.plates}
         frames = {name: self._prototype_frames[name] for name in names}
         return {name: frame.full_size or frame.size for name, frame in frames.items()}
-
-    def _tried(
-        self,
-        encoder: Encoder,
-        block: Block,
-        plates: dict[str, Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[int, nn.Module | None]:
-        """Return the length of an encoder's output, and the encoder where it is a module."""
-        members = [plates[name].indices for name in block.plates]
-        with torch.enable_grad():
-            output = encoded(self._who, block, encoder, members, (args, kwargs))
-        given = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
-        check_trainable(self._who, encoder, output, given)
-        return output.shape[-1], encoder if isinstance(encoder, nn.Module) else None
 
     def _create_plates(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self.master is not None:
@@ -255,7 +246,9 @@ class AutoPlateFlow(FlowGuide):
             self._last_seen = look_for_plates(
                 self._who, names, values, lambda: model(*args, **kwargs)
             )
-        elif any(self._encoders) or any(s.subsample is not None for s in self._last_seen.values()):
+        elif any(source.encoder for source in self._sources) or any(
+            seen.subsample is not None for seen in self._last_seen.values()
+        ):
             raise _checks.refusal(
                 DomainError,
                 self._who,
@@ -307,16 +300,14 @@ class AutoPlateFlow(FlowGuide):
             drawn.update(self._unpacked(z))
             followed.append(parts.standardised(z))
         standardised: list[Tensor] = []
-        for block, part, encoder in zip(
-            self.layout.blocks, parts.blocks, self._encoders, strict=True
-        ):
-            feature = None
-            if encoder is not None:
-                members = [self.plates[name].indices for name in block.plates]
-                feature = encoded(self._who, block, encoder, members, (args, kwargs))
+        for (block, source), part in zip(self._blocks(), parts.blocks, strict=True):
+            feature, of_model = None, (args, kwargs)
+            if source.encoder is not None:
+                members = self._members(block)
+                feature = encoded(self._who, block, source.encoder, members, of_model)
             posterior = part.distribution(
                 block,
-                [] if encoder is not None else self._rows(block),
+                self._rows(block, source),
                 _joined([*followed, *(standardised[k] for k in block.parents)]),
                 feature,
                 path_gradient=path_gradient,
@@ -333,10 +324,10 @@ class AutoPlateFlow(FlowGuide):
             site = f"_{self._pyro_name}_{name}"
             return pyro.sample(site, posterior, infer={"is_auxiliary": True})
 
-    def _rows(self, block: Block) -> list[Tensor | None]:
-        """Return the members of each plate; none for all."""
+    def _rows(self, block: Block, source: Source) -> list[Tensor | None]:
+        """Return the places in tables of the members of each plate; none for all."""
         rows: list[Tensor | None] = []
-        for name in block.plates:
+        for name in block.plates if source.has_tables else ():
             index = self.plates[name].indices
             if not is_index(index):
                 raise _checks.refusal(

@@ -170,12 +170,6 @@ class Members(nn.Module):
         )
 
 
-def context_dim_of(input_dim: int, followed_dim: int, feature_dim: int | None) -> int:
-    """Return the length of a flow's context; without an encoder, members have embeddings."""
-    own = embedding_dim_of(input_dim) if feature_dim is None else feature_dim
-    return followed_dim + own
-
-
 def embedding_dim_of(input_dim: int) -> int:
     """Return the length of the embedding of a member of so many coordinates."""
     return min(2 * input_dim, _LONGEST_EMBEDDING)

@@ -13,11 +13,12 @@ from pyro_flows.flows import Recipe
 from pyro_flows.flows.coupling import alternating_masks
 from pyro_flows.infer.guides.assembly import Structure, assemble
 from pyro_flows.infer.guides.gaussian import Start
+from pyro_flows.infer.guides.plates.encoders import Source
 from pyro_flows.infer.guides.plates.layout import Block, Layout
 from pyro_flows.infer.guides.plates.members import (
     MemberDistribution,
     Members,
-    context_dim_of,
+    embedding_dim_of,
 )
 from pyro_flows.infer.guides.plates.start import Starts
 from pyro_flows.transforms import AffineCoupling, Elementwise, RationalQuadraticSpline
@@ -142,7 +143,7 @@ def make_parts(
     layout: Layout,
     starts: Starts,
     recipes: tuple[Recipe, MemberRecipe],
-    encoders: Sequence[tuple[int, nn.Module | None] | None],
+    sources: Sequence[Source],
 ) -> Parts:
     """Make the modules of a guide.
 
@@ -151,8 +152,7 @@ def make_parts(
         layout: The latents.
         starts: Where they begin.
         recipes: That of the global flow, and that of the members'.
-        encoders: For each block the length of an encoder's output, and the encoder where it is a
-            module; none where its members have embeddings.
+        sources: What tells the members of each block apart.
 
     Raises:
         ShapeError: A recipe returns another flow than it was asked for.
@@ -166,12 +166,12 @@ def make_parts(
         of_globals = assemble(who, recipes[0], Structure(shapes, parents), starts.of_globals)
         standard = starts.of_globals.loc, _deviations(starts.of_globals)
     blocks = []
-    for block, start, encoder in zip(layout.blocks, starts.of_blocks, encoders, strict=True):
-        followed = layout.followed_dim(block)
-        context_dim = context_dim_of(block.input_dim, followed, encoder and encoder[0])
+    for block, start, source in zip(layout.blocks, starts.of_blocks, sources, strict=True):
+        own = embedding_dim_of(block.input_dim) if source.has_tables else 0
+        context_dim = layout.followed_dim(block) + own + source.length
         flow = _checked(who, recipes[1], block, context_dim).to(start.loc)
-        module = None if encoder is None else encoder[1]
-        blocks.append(BlockPart(flow, Members(start, embeds=encoder is None), module))
+        members = Members(start, embeds=source.has_tables)
+        blocks.append(BlockPart(flow, members, source.module))
     return Parts(of_globals, standard, blocks)
 
 

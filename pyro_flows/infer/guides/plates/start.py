@@ -1,6 +1,6 @@
 """Where the latents of a model with plates begin: a Gaussian over all, taken apart."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_flows.infer.guides.auto_flow import AutoFlow
 from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.hierarchy import Parents, prior_parents
+from pyro_flows.infer.guides.plates.encoders import Source
 from pyro_flows.infer.guides.plates.layout import Block, Layout
 from pyro_flows.infer.guides.plates.members import MemberStart, pooled
 from pyro_flows.infer.tracer import subsample_sites
@@ -68,9 +69,9 @@ class _Search(AutoFlow):
 def find_starts(
     model: Callable[..., Any],
     layout: Layout,
+    sources: Sequence[Source],
     sizes: Mapping[str, int],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
     **options: Any,
 ) -> Starts:
     """Search a Gaussian over the latents of one run, and take it apart.
@@ -81,11 +82,12 @@ def find_starts(
     Args:
         model: The model.
         layout: Its latents.
+        sources: What tells the members of each block apart.
         sizes: The full size of each plate whose members have tables.
-        args: The model's arguments.
-        kwargs: The model's keyword arguments.
+        arguments: The model's arguments, and its keyword arguments.
         **options: The start and ``init_loc_fn`` of an :class:`~pyro_flows.AutoFlow`.
     """
+    args, kwargs = arguments
     with poutine.block():
         run = poutine.trace(model).get_trace(*args, **kwargs)
     subsamples = poutine.Trace()
@@ -96,9 +98,9 @@ def find_starts(
     start = search.start
     gaussian = _Gaussian(start, _indices(search), layout)
     of_blocks = []
-    for block in layout.blocks:
+    for block, source in zip(layout.blocks, sources, strict=True):
         found = gaussian.of_members(block)
-        if all(plate in sizes for plate in block.plates):
+        if source.has_tables:
             chosen = [members[plate] for plate in block.plates]
             full = [sizes[plate] for plate in block.plates]
             found = _over_all(found, chosen, full)
