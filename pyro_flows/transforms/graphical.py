@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
@@ -32,7 +33,7 @@ class GraphicalAutoregressive(FlowTransform):
         \qquad \log |\det J| = \sum_n \mathbf{1}^\top s + \sum_n \log |\det L_n|
 
     The members of a node are moved at once, and do not see one another; :math:`L_n` is
-    lower-triangular; :math:`m` and :math:`s` are linear in the parents, with a layer of hidden
+    lower-triangular; :math:`m` and :math:`s` are linear in the parents, with a layer of softplus
     units beside, and zero at the start. Time and memory grow with the number of edges, and no
     faster. The inverse computes all nodes from ``y``; the forward direction goes from parents to
     children. Where the graph is that of a posterior, scales and effects below them are centred or
@@ -70,7 +71,7 @@ class GraphicalAutoregressive(FlowTransform):
         self,
         nodes: Sequence[Node],
         *,
-        num_hidden: int = 8,
+        num_hidden: int = 16,
         log_scale_bound: float = 3.0,
         dense_limit: int = 500,
     ) -> None:
@@ -206,9 +207,10 @@ class _Members(nn.Module):
             equation = "...np,npk->...nk"
         params = torch.einsum(equation, picked, self.slope)
         if self.inward is not None and self.bias is not None:
-            raw = torch.einsum(equation, picked, self.inward) + self.bias
-            hidden = torch.nn.functional.softplus(raw)
-            params = params + torch.einsum("...nh,nhk->...nk", hidden, self.outward)
+            # An effect's log-scale is that of its prior at one end and the data's at the other:
+            # softplus units bend from one line to another.
+            bent = softplus(torch.einsum(equation, picked, self.inward) + self.bias)
+            params = params + torch.einsum("...nh,nhk->...nk", bent, self.outward)
         shift, raw = params.chunk(2, -1)
         return shift, soft_bound(raw, self.log_scale_bound)
 
