@@ -107,5 +107,6 @@ def test_one_draw_a_batch_has_an_error_of_the_batches():
     elbo, error = outcome._mean_bound(parts)
     assert elbo == 2.0
     assert error == pytest.approx(math.sqrt(2.5 / 5))
+    assert outcome._mean_bound(parts, is_whole=True)[1] == pytest.approx(error)
     whole = torch.tensor([[float(k), 1.0] for k in range(5)])
     assert outcome._mean_bound(whole, is_whole=True)[1] == pytest.approx(1 / math.sqrt(5))

@@ -8,6 +8,7 @@ under "quick". The exit status is 1 where a cell raises, and the traceback is pr
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,8 @@ def main():
 
 def run(path, *, quick):
     """Run one notebook, say how long it took, and return whether it came to its end."""
+    # Without widgets, tqdm warns as it is imported that its bars are plain ones.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     notebook = nbformat.read(path, as_version=4)
     if quick:
         shorten(notebook, path.name)

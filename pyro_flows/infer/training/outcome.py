@@ -151,7 +151,9 @@ def _mean_bound(parts: Tensor, *, is_whole: bool = False) -> tuple[float, float]
     bounds, errors = parts.T
     of_draws = errors.nan_to_num(0.0).square().sum().sqrt() / len(parts)
     of_parts = bounds.std() / len(parts) ** 0.5 if len(parts) > 1 else torch.zeros(())
-    return float(bounds.mean()), float(of_draws if is_whole else torch.maximum(of_draws, of_parts))
+    # Of one draw a part, only the spread of the parts tells: it is no less than that of draws.
+    is_known = is_whole and not bool(errors.isnan().any())
+    return float(bounds.mean()), float(of_draws if is_known else torch.maximum(of_draws, of_parts))
 
 
 def _bound(log_weights: Tensor, num_importance: int) -> tuple[float, float]:
