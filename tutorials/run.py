@@ -9,6 +9,7 @@ under "quick". The exit status is 1 where a cell raises, and the traceback is pr
 
 import argparse
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).resolve().parent
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 KEPT = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 
@@ -45,7 +47,7 @@ def run(path, *, quick):
     try:
         NotebookClient(notebook, timeout=None, resources={"metadata": {"path": HERE}}).execute()
     except CellExecutionError as error:
-        print(f"{path.name}: {error}", file=sys.stderr)
+        print(f"{path.name}: {COLOUR.sub('', str(error))}", file=sys.stderr)
         return False
     print(f"{path.name}: {time.perf_counter() - start:.0f} s", flush=True)
     if not quick:
