@@ -13,6 +13,7 @@ from models import (
     regression_posterior,
 )
 from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal
 
 import pyro_flows as pf
 
@@ -97,6 +98,23 @@ def test_fit_leaves_the_store_alone_and_works_with_module_local_parameters():
         guide = pf.AutoFlow(normal_model)
         result = pf.fit(normal_model, guide, y, steps=3, particles=4, progress=False)
     assert result.steps == 3
+
+
+def test_module_local_parameters_keep_guides_of_pyro_apart():
+    """Parameters with and without a constraint: a multivariate normal's scales and its mean."""
+    x, y = regression_data()
+    *_, evidence = regression_posterior(x, y)
+    with pyro.settings.context(module_local_params=True):
+        guides = [AutoMultivariateNormal(regression_model) for _ in range(2)]
+        options = {"lr": 0.02, "seed": 0, "progress": False}
+        fits = [
+            pf.fit(regression_model, guide, x, y, steps=steps, **options)
+            for guide, steps in zip(guides, (1000, 10), strict=True)
+        ]
+        elbos = [pf.diagnose(regression_model, guide, x, y).elbo for guide in guides]
+    assert fits[0].elbo == pytest.approx(evidence, abs=0.05)
+    assert elbos == pytest.approx([fit.elbo for fit in fits], abs=1.0)
+    assert elbos[1] < elbos[0] - 10.0
 
 
 def test_name_of_a_guide_that_is_gone_is_free_again():

@@ -53,10 +53,15 @@ def _named(role: str, part: Any, met: poutine.Trace, seen: set[int]) -> dict[str
     """Return a part's parameters that were not seen before, under names that no other part has."""
     found: dict[str, Tensor] = dict(part.named_parameters()) if isinstance(part, nn.Module) else {}
     sites: dict[str, Any] = dict(met.nodes)
-    found |= {f"store.{name}": site["value"].unconstrained() for name, site in sites.items()}
+    found |= {f"store.{name}": _unconstrained(site["value"]) for name, site in sites.items()}
     named = {}
     for name, parameter in found.items():
         if parameter.requires_grad and id(parameter) not in seen:
             seen.add(id(parameter))
             named[f"{role}.{name}"] = parameter
     return named
+
+
+def _unconstrained(value: Any) -> Tensor:
+    # A module's own parameter without a constraint, under module_local_params, is as it is stored.
+    return value.unconstrained() if hasattr(value, "unconstrained") else value
