@@ -16,6 +16,7 @@ from torch.distributions import biject_to
 from pyro_flows import _checks, flows
 from pyro_flows.distributions import Flow, StandardNormal
 from pyro_flows.errors import NonFiniteError
+from pyro_flows.flows.registry import find_for_guide
 from pyro_flows.infer.guides.assembly import Structure, assemble
 from pyro_flows.infer.guides.flow_guide import FlowGuide, num_fixed_draws
 from pyro_flows.infer.guides.gaussian import Start
@@ -67,7 +68,8 @@ class AutoFlow(FlowGuide, AutoContinuous):
         model: A Pyro model whose latents are continuous.
         flow: Name of a recipe (:mod:`pyro_flows.flows`), or a function from the number of latents
             to a :class:`~pyro_flows.Flow`; if not given, ``"realnvp"``, or ``"elementwise"`` where
-            the posterior is followed.
+            the posterior is followed. ``"nsf"`` has a ``bound`` of 15 and 16 bins here, as what
+            lies beyond the bound, in units of the start, is out of reach.
         follow: ``"prior"`` or ``"posterior"``: which dependences between latents the flow follows
             by itself.
         start: ``"auto"``: the best Gaussian that natural gradients find, from modes and from the
@@ -120,7 +122,7 @@ class AutoFlow(FlowGuide, AutoContinuous):
         self.create_plates = create_plates
         self._searches_widely = init_loc_fn is None
         self.follow = _checks.check_choice(self._who, "follow", follow, tuple(_DEFAULTS))
-        self.recipe = flows.find(flow or _DEFAULTS[self.follow])
+        self.recipe = find_for_guide(flow or _DEFAULTS[self.follow])
         self.parents: Parents = {}
         self.graph: Graph | None = None
         self.origin = ""

@@ -14,6 +14,7 @@ from torch.distributions import biject_to
 
 from pyro_flows import _checks, flows
 from pyro_flows.errors import DomainError
+from pyro_flows.flows.registry import find_for_guide
 from pyro_flows.infer.guides.auto_flow import or_origin
 from pyro_flows.infer.guides.flow_guide import FlowGuide, num_fixed_draws
 from pyro_flows.infer.guides.hierarchy import Parents
@@ -135,7 +136,7 @@ class AutoPlateFlow(FlowGuide):
         init = InitMessenger(or_origin(init_loc_fn or init_to_median))
         super().__init__(init(checked), create_plates=create_plates)
         self._own(model, start, gradient)
-        self.recipe = flows.find(flow)
+        self.recipe = find_for_guide(flow)
         self.member_recipe: MemberRecipe = flows.find(member_flow)
         self._init_loc_fn = init_loc_fn
         self._encode, self.embed = encode, bool(embed)
