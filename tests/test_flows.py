@@ -220,9 +220,11 @@ def test_a_hundred_transforms_of_any_shape_stay_finite(name, size):
     flow = zoo.randomise(getattr(flows, name)(3, num_transforms=100, hidden_dims=(8,)), scale=0.3)
     with torch.no_grad():
         for module in flow.modules():
-            if isinstance(module, (DenseNet, MaskedNet)):
+            if isinstance(module, (DenseNet, MaskedNet)) and module.layers:
                 module.layers[-1].weight.zero_()
                 module.layers[-1].bias.mul_(size)
+            elif isinstance(module, DenseNet):
+                module.bias.mul_(size)
     eps = torch.randn(50, 3)
     x, ladj = flow.transform.forward_and_ladj(eps)
     contracts.finite(x, "draws", inputs=eps)

@@ -11,6 +11,7 @@ from pyro_flows.transforms import (
     CircularSpline,
     Conditioned,
     FlowTransform,
+    Node,
     Sigmoid,
     TransportCost,
     Univariate,
@@ -42,9 +43,9 @@ def test_zoo_holds_every_exported_transform():
         if isinstance(value, type) and not issubclass(value, (TransportCost, Univariate))
     }
     built = {type(factory(2, 0)) for factory in zoo.ZOO.values()}
-    # The base is abstract, and a conditioned transform is not a transform of its own; what maps
-    # to an interval has its own tests.
-    assert exported - built == {FlowTransform, Conditioned, Sigmoid}
+    # The base is abstract, a conditioned transform is not a transform of its own, a node is a part
+    # of one, and what maps to an interval has its own tests.
+    assert exported - built == {FlowTransform, Conditioned, Node, Sigmoid}
 
 
 def test_zoo_holds_every_exported_univariate():

@@ -25,21 +25,32 @@ _ONE_PASS = ("sampling", "scoring")
 
 
 def elementwise(
-    input_dim: int, *, count_bins: int = 8, bound: float = 5.0, context_dim: int = 0
+    input_dim: int,
+    *,
+    num_transforms: int = 1,
+    count_bins: int = 8,
+    bound: float = 5.0,
+    hidden_dims: Sequence[int] | None = None,
+    context_dim: int = 0,
+    activation: str = "silu",
 ) -> Flow:
-    """Build a flow of one spline for each coordinate, which leaves these independent.
+    """Build a flow of splines for each coordinate, which leaves these independent.
 
     Its size grows with the number of coordinates alone; under a transform that follows a graph it
     gives each coordinate a shape.
 
     Args:
         input_dim: Number of coordinates.
+        num_transforms: Number of splines, one after the other.
         count_bins: Number of bins.
         bound: Beyond it, on either side, a spline is the identity.
+        hidden_dims: Widths of the hidden layers of the context's networks; chosen from
+            ``input_dim`` if not given.
         context_dim: Number of entries of the context; zero for none.
+        activation: Name of these networks' activation.
 
     Raises:
-        DomainError: A size or the bound is not possible.
+        DomainError: A size, the bound or the activation is not possible.
 
     Reference:
         Durkan, Bekasov, Murray & Papamakarios (2019), *Neural spline flows*, section 3.
@@ -48,10 +59,16 @@ def elementwise(
         >>> elementwise(4).sample((10,)).shape
         torch.Size([10, 4])
     """
-    check_options("elementwise", input_dim, 1, context_dim, "silu")
+    check_options("elementwise", input_dim, num_transforms, context_dim, activation)
     _checks.check_positive("elementwise", "bound", bound)
-    options: dict[str, Any] = {"count_bins": count_bins, "bound": bound}
-    return Flow([ElementwiseSpline(input_dim, context_dim=context_dim, **options)])
+    options: dict[str, Any] = {
+        "count_bins": count_bins,
+        "bound": bound,
+        "hidden_dims": widths(hidden_dims, input_dim, context_dim),
+        "context_dim": context_dim,
+        "activation": activation,
+    }
+    return Flow(ElementwiseSpline(input_dim, **options) for _ in range(num_transforms))
 
 
 def nsf(
