@@ -25,6 +25,7 @@ RECIPES = {
     "naf": pf.flows.naf,
     "bnaf": pf.flows.bnaf,
     "sospf": pf.flows.sospf,
+    "elementwise": pf.flows.elementwise,
     "planar": pf.flows.planar,
     "radial": pf.flows.radial,
     "sylvester": pf.flows.sylvester,

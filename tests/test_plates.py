@@ -346,6 +346,26 @@ def test_outer_plate_is_encoded_where_the_inner_has_tables():
     assert guide.median(y)["inner_z"].shape == (6, 3)
 
 
+def test_ragged_groups_are_padded_and_masked():
+    """Against the evidence of the entries that are there; what pads them counts for nothing."""
+    counts = torch.tensor([5, 2, 4, 1])
+    there = torch.arange(5) < counts[:, None]
+
+    def model(y, mask):
+        mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+        with pyro.plate("groups", len(y), dim=-2):
+            group = pyro.sample("group", dist.Normal(mean, 1.0))
+            with pyro.plate("rows", y.shape[1], dim=-1), poutine.mask(mask=mask):
+                pyro.sample("y", dist.Normal(group, 1.0), obs=y)
+
+    y = torch.randn(4, 5).masked_fill(~there, 1e6)
+    of_group = torch.arange(4)[:, None].expand(4, 5)[there]
+    covariance = 4.0 + (of_group[:, None] == of_group).double() + torch.eye(len(of_group))
+    marginal = dist.MultivariateNormal(torch.zeros(len(of_group)).double(), covariance)
+    result = pf.fit(model, pf.AutoPlateFlow(model), y, there, steps=300, seed=0, progress=False)
+    assert result.elbo == pytest.approx(float(marginal.log_prob(y[there].double())), abs=0.02)
+
+
 def test_model_without_global_latents():
     def model(y):
         with pyro.plate("rows", len(y)):

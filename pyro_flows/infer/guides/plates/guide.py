@@ -66,6 +66,7 @@ class AutoPlateFlow(FlowGuide):
     plates of a fixed size, or what an encoder says of it, for any number of members, new ones
     among them, or both. Members of a plate within another follow the latents of the outer one as
     well. Where plates cross, latents of different plates are independent given the global ones.
+    Ragged groups are padded, and their likelihood masked by ``pyro.poutine.mask``.
 
     The members' latents stand in plates of the guide, which draws the subsamples; those that the
     model asks for, by ``subsample=``, it sees by running the model up to its plates.
