@@ -8,10 +8,12 @@ from fits import fit
 from pyro import poutine
 
 import pyro_flows as pf
+from pyro_flows.checkpoint import read_checkpoint, write_checkpoint
 from pyro_flows.errors import DomainError
 from pyro_flows.infer.guides.assembly import Structure, assemble
 from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.posterior_graph import nodes_of
+from pyro_flows.infer.saving.write import GUIDE
 from pyro_flows.transforms import GraphicalAutoregressive, Node
 
 
@@ -221,3 +223,25 @@ def test_model_that_hides_its_dependences_is_refused():
 def test_unknown_following_is_refused():
     with pytest.raises(DomainError, match="follow"):
         pf.AutoFlow(chain, follow="both")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda graph: graph.pop("tau"),
+        lambda graph: graph["mu"]["parents"].update(tau=[]),
+        lambda graph: graph["group"]["parents"].update(mu=["groups"]),
+        lambda graph: graph["group"]["plates"].update(groups=7),
+        lambda graph: graph.update(group=3),
+    ],
+)
+def test_made_up_graphs_are_refused(change, tmp_path):
+    y, path = torch.randn(3, 4), tmp_path / "guide"
+    guide = pf.AutoFlow(hierarchy, follow="posterior", start="prior")
+    guide.initialise(y)
+    pf.save(guide, path)
+    found = read_checkpoint(path, kind=GUIDE)
+    change(found.record["graph"])
+    write_checkpoint(path, found.tensors, found.record, kind=GUIDE)
+    with pytest.raises(pf.CheckpointError, match="a record that a guide can be built by"):
+        pf.load(path, model=hierarchy, args=(y,))
