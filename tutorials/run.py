@@ -20,6 +20,9 @@ from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).resolve().parent
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Without widgets, tqdm warns as it is imported that its bars are plain ones; and on a core that
+# another program has, a second thread makes steps as small as these many times as slow.
+OF_KERNELS = {"PYTHONWARNINGS": "ignore:IProgress not found", "OMP_NUM_THREADS": "1"}
 KEPT = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 
@@ -31,6 +34,8 @@ def main():
     paths = options.notebooks or sorted(HERE.glob("*.ipynb"))
     if not paths:
         sys.exit(f"Found no notebook in {HERE}.")
+    for name, value in OF_KERNELS.items():
+        os.environ.setdefault(name, value)
     failed = [path.name for path in paths if not run(path, quick=options.quick)]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
@@ -38,8 +43,6 @@ def main():
 
 def run(path, *, quick):
     """Run one notebook, say how long it took, and return whether it came to its end."""
-    # Without widgets, tqdm warns as it is imported that its bars are plain ones.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     notebook = nbformat.read(path, as_version=4)
     if quick:
         shorten(notebook, path.name)
