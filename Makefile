@@ -42,7 +42,7 @@ types: $(STAMP) ## check the types of the package
 
 check: lint types test ## lint, types and test
 
-tutorials: $(STAMP) ## run the notebooks in full and keep their outputs (half an hour)
+tutorials: $(STAMP) ## run the notebooks in full and keep their outputs (ten minutes)
 	$(RUN) tutorials/run.py
 
 docs: $(DOCS_STAMP) ## build the documentation, a warning is an error; out/docs/index.html
