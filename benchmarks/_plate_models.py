@@ -43,19 +43,27 @@ def schools_model(y, noise):
         pyro.sample("y", dist.Normal(theta, noise), obs=y)
 
 
-def schools_posterior(y, noise, num=4001):
-    """Return means and sds: effects and mean in closed form, the spread by quadrature."""
-    y, noise = y.double(), noise.double()
-    log_tau = torch.linspace(-14.0, 12.0, num).double()[:, None]
-    tau = log_tau.exp()
+def schools_given_spread(y, noise, log_tau):
+    """Return the log-density of each log-spread, and what is known of the rest given it.
+
+    That is the mean and the precision of the common mean, and the share of its datum in an effect.
+    """
+    tau = log_tau[:, None].exp()
     variance = tau**2 + noise**2
     precision = (1 / variance).sum(-1) + 1 / 25
     mean = (y / variance).sum(-1) / precision
     log_p = -0.5 * variance.log().sum(-1) - 0.5 * precision.log()
     log_p = log_p - 0.5 * ((y**2 / variance).sum(-1) - precision * mean**2)
-    log_p = log_p + (log_tau - torch.log1p((tau / 5) ** 2))[:, 0]
-    weights = log_p.softmax(0)
-    shrink = tau**2 / variance
+    log_p = log_p + log_tau - torch.log1p((tau[:, 0] / 5) ** 2)
+    return log_p, mean, precision, tau**2 / variance
+
+
+def schools_posterior(y, noise, num=4001):
+    """Return means and sds: effects and mean in closed form, the spread by quadrature."""
+    y, noise = y.double(), noise.double()
+    log_tau = torch.linspace(-14.0, 12.0, num).double()
+    log_p, mean, precision, shrink = schools_given_spread(y, noise, log_tau)
+    weights, log_tau = log_p.softmax(0), log_tau[:, None]
     theta = shrink * y + (1 - shrink) * mean[:, None]
     within = shrink * noise**2 + (1 - shrink) ** 2 / precision[:, None]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pyro
 import torch
-from _plate_models import SCHOOLS, schools_model
+from _plate_models import SCHOOLS, schools_given_spread, schools_model
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
@@ -31,16 +31,10 @@ def exact_draws(num: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return exact draws of log tau and of the first effect."""
     y, noise = (values.double() for values in SCHOOLS)
     grid = torch.linspace(-8.0, 5.0, 4001, dtype=torch.float64)
-    variance = grid.exp()[:, None] ** 2 + noise**2
-    precision = (1 / variance).sum(-1) + 1 / 25
-    mean = (y / variance).sum(-1) / precision
-    # Mean and effects integrated out; half-Cauchy of scale 5 on the spread, on its log's scale.
-    log_p = -0.5 * (variance.log().sum(-1) + precision.log() + (y**2 / variance).sum(-1))
-    log_p = log_p + 0.5 * precision * mean**2 + grid - torch.log1p((grid.exp() / 5) ** 2)
+    log_p, mean, precision, shares = schools_given_spread(y, noise, grid)
     chosen = torch.multinomial(log_p.softmax(0), num, replacement=True)
-    log_tau = grid[chosen]
+    log_tau, shrink = grid[chosen], shares[chosen, 0]
     mu = mean[chosen] + torch.randn(num) / precision[chosen].sqrt()
-    shrink = log_tau.exp() ** 2 / variance[chosen, 0]
     theta = shrink * y[0] + (1 - shrink) * mu + shrink.sqrt() * noise[0] * torch.randn(num)
     return log_tau, theta
 

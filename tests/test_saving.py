@@ -303,3 +303,13 @@ def test_full_disk_leaves_the_former_guide(path):
     assert "expected to write the file" in faults.run_script(FULL, path)
     assert os.listdir(path.parent) == [path.name]
     assert_same(guide, load(path, model=constrained_model, args=()))
+
+
+def test_name_that_made_a_guide_loads_it(tmp_path):
+    """A guide's splines by name are others than a density's."""
+    args = (torch.randn(8, 2),)
+    guide = pf.AutoFlow(hierarchical_model, "nsf", start="prior")
+    guide.initialise(*args)
+    save(guide, tmp_path / "guide")
+    loaded = load(tmp_path / "guide", model=hierarchical_model, args=args, flow="nsf")
+    assert all(map(torch.equal, loaded.parameters(), guide.parameters()))

@@ -1,7 +1,6 @@
 """Transforms whose coordinates follow those that a graph gives them, and no others."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple, cast
 
 import torch
@@ -78,14 +77,15 @@ class GraphicalAutoregressive(FlowTransform):
         who = type(self).__name__
         _checks.check_count(who, "num_hidden", num_hidden, least=0)
         bound = _checks.check_positive(who, "log_scale_bound", log_scale_bound)
-        order = [int(i) for node in nodes for i in node.own.flatten()]
+        order = [i for node in nodes for i in node.own.flatten().tolist()]
         _checks.check_permutation(who, order)
         super().__init__(len(order))
         self.register_buffer("order", torch.tensor(order))
         self.register_buffer("places", self.order.argsort())
-        starts = accumulate((node.own.numel() for node in nodes), initial=0)
-        for number, (node, start) in enumerate(zip(nodes, starts, strict=False)):
-            _check_parents(who, node, number, set(order[:start]))
+        earlier: set[int] = set()
+        for number, node in enumerate(nodes):
+            _check_parents(who, node, number, earlier)
+            earlier.update(node.own.flatten().tolist())
         self.parts = nn.ModuleList(
             _Members(node, self.places[node.parents], (num_hidden, dense_limit), bound)
             for node in nodes
@@ -134,7 +134,7 @@ class GraphicalAutoregressive(FlowTransform):
 
 
 def _check_parents(who: str, node: Node, number: int, earlier: set[int]) -> None:
-    late = {int(i) for i in node.parents.flatten()} - earlier
+    late = set(node.parents.flatten().tolist()) - earlier
     if late or len(node.parents) != len(node.own):
         raise _checks.refusal(
             DomainError,

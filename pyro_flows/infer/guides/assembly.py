@@ -10,7 +10,7 @@ from pyro_flows.distributions import Flow
 from pyro_flows.errors import ShapeError
 from pyro_flows.flows import Recipe
 from pyro_flows.infer.guides.gaussian import Start
-from pyro_flows.infer.guides.hierarchy import Parents, hierarchical_couplings
+from pyro_flows.infer.guides.hierarchy import LOG_SCALE_BOUND, Parents, hierarchical_couplings
 from pyro_flows.infer.guides.mode import FULL_RANK_LIMIT
 from pyro_flows.infer.guides.posterior_graph import Graph, nodes_of
 from pyro_flows.transforms import (
@@ -19,9 +19,6 @@ from pyro_flows.transforms import (
     GraphicalAutoregressive,
     LowerTriangularAffine,
 )
-
-# Far above what a scale in a hierarchy needs: it varies by a factor of exp(5) or so.
-_LOG_SCALE_BOUND = 10.0
 
 
 class Structure(NamedTuple):
@@ -80,7 +77,7 @@ def _along_graph(structure: Structure, start: Start) -> list[FlowTransform]:
     """Return what has the start's correlations as far as they are on the graph's edges."""
     followed = GraphicalAutoregressive(
         nodes_of(structure.graph or {}, structure.shapes),
-        log_scale_bound=_LOG_SCALE_BOUND,
+        log_scale_bound=LOG_SCALE_BOUND,
         dense_limit=FULL_RANK_LIMIT,
     )
     if start.scale.dim() == 2:

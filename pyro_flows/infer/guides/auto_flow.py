@@ -140,10 +140,11 @@ class AutoFlow(FlowGuide, AutoContinuous):
         logger.info("%s: looks for a start", self._who)
         trace: Any = self.prototype_trace
         shapes = self._unconstrained_shapes
-        self.parents = prior_parents(self._bare_model[0], trace, args, kwargs)
+        model = self._bare_model[0]
         if self.follow == "posterior":
-            model = self._bare_model[0]
             self.graph = posterior_graph(self._who, model, trace, shapes, (args, kwargs))
+        else:
+            self.parents = prior_parents(model, trace, args, kwargs)
         start = self._find_start(args, kwargs)
         self.origin = start.origin
         structure = Structure(shapes, self.parents, self.graph)

@@ -18,7 +18,7 @@ from pyro_flows.transforms import AffineCoupling
 logger = logging.getLogger("pyro_flows")
 
 # Far above what a scale in a hierarchy needs: it varies by a factor of exp(5) or so.
-_LOG_SCALE_BOUND = 10.0
+LOG_SCALE_BOUND = 10.0
 
 Parents = Mapping[str, frozenset[str]]
 
@@ -80,7 +80,7 @@ def hierarchical_couplings(parents: Parents, sizes: Mapping[str, int]) -> list[A
     roots = frozenset(name for name in followed if not parents[name])
     masks = [_mask(names, sizes) for names in dict.fromkeys([followed, roots])]
     return [
-        AffineCoupling(len(mask), mask=mask, hidden_dims=(), log_scale_bound=_LOG_SCALE_BOUND)
+        AffineCoupling(len(mask), mask=mask, hidden_dims=(), log_scale_bound=LOG_SCALE_BOUND)
         for mask in masks
         if bool(mask.any()) and not bool(mask.all())
     ]

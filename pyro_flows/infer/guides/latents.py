@@ -1,7 +1,9 @@
 """The sites of a guide's latent vector."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -23,3 +25,27 @@ def constrained_sites(guide: Any, latents: Tensor) -> dict[str, Tensor]:
         values[name] = biject_to(site["fn"].support)(chunk.reshape(-1, *shape))
         position += shape.numel()
     return values
+
+
+def places_of(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Return for each latent the places of its coordinates in the vector of all.
+
+    Args:
+        shapes: The latents' unconstrained shapes, in their order.
+    """
+    places, start = {}, 0
+    for name, shape in shapes.items():
+        places[name] = torch.arange(start, start + shape.numel()).reshape(shape)
+        start += shape.numel()
+    return places
+
+
+def event_dim_of(site: Any, shape: torch.Size) -> int:
+    """Return how many axes of a latent's unconstrained shape are not of its batch.
+
+    Args:
+        site: Its site in a trace.
+        shape: Its unconstrained shape.
+    """
+    event_dim: int = site["fn"].event_dim + len(shape) - site["value"].dim()
+    return event_dim

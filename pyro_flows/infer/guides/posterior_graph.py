@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
+from pyro_flows.infer.guides.latents import event_dim_of, places_of
 from pyro_flows.infer.random import aside
 from pyro_flows.transforms import Node
 
@@ -94,9 +95,9 @@ def posterior_graph(
 
 
 def _plate_axes(site: Site, shape: torch.Size) -> dict[str, int]:
-    event_dim = site["fn"].event_dim + len(shape) - site["value"].dim()
+    batch_dim = len(shape) - event_dim_of(site, shape)
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-    return {frame.name: len(shape) - event_dim + frame.dim for frame in frames}
+    return {frame.name: batch_dim + frame.dim for frame in frames}
 
 
 def _leave_out_from_the_last(
@@ -139,10 +140,7 @@ def nodes_of(graph: Graph, shapes: Mapping[str, torch.Size]) -> list[Node]:
         graph: How the latents depend on one another.
         shapes: Their unconstrained shapes, in the model's order.
     """
-    places, start = {}, 0
-    for name, shape in shapes.items():
-        places[name] = torch.arange(start, start + shape.numel()).reshape(shape)
-        start += shape.numel()
+    places = places_of(shapes)
     return [_node(name, graph, places) for name in shapes]
 
 

@@ -15,7 +15,7 @@ from pyro_flows import _checks, flows
 from pyro_flows.checkpoint import Checkpoint, check_matches, layout, read_checkpoint
 from pyro_flows.distributions import Flow
 from pyro_flows.errors import CheckpointError, DomainError, FlowError
-from pyro_flows.flows.registry import from_name
+from pyro_flows.flows.registry import find_for_guide, from_name
 from pyro_flows.infer.guides.assembly import Structure, assemble
 from pyro_flows.infer.guides.auto_flow import AutoFlow
 from pyro_flows.infer.guides.gaussian import Start
@@ -260,7 +260,7 @@ def _recipe(
 ) -> tuple[flows.Recipe, AbstractContextManager[Any]]:
     """Return the recipe, and the context to build by it; no code but the caller's is trusted."""
     if flow is not None:
-        return flows.find(flow), nullcontext()
+        return flows.find(flow) if lead else find_for_guide(flow), nullcontext()
     record = found.record
     with _refusing(found):
         recipe, function = record[f"{lead}recipe"], record[f"{lead}function"]

@@ -18,6 +18,7 @@ from pyro_flows.flows.registry import find_for_guide
 from pyro_flows.infer.guides.auto_flow import or_origin
 from pyro_flows.infer.guides.flow_guide import FlowGuide, num_fixed_draws
 from pyro_flows.infer.guides.hierarchy import Parents
+from pyro_flows.infer.guides.latents import event_dim_of
 from pyro_flows.infer.guides.model_check import ModelCheck
 from pyro_flows.infer.guides.plates.encoders import (
     Encode,
@@ -349,7 +350,7 @@ class AutoPlateFlow(FlowGuide):
         values, position = {}, 0
         for name, shape in self.layout.shapes.items():
             site = self.sites[name]
-            event_dim = site["fn"].event_dim + len(shape) - site["value"].dim()
+            event_dim = event_dim_of(site, shape)
             chunk = z[..., position : position + shape.numel()]
             batch = z.shape[:-1] + (1,) * event_dim
             values[name] = chunk.reshape(torch.broadcast_shapes(shape, batch))

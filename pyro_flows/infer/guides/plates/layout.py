@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_flows import _checks
 from pyro_flows.errors import DomainError
+from pyro_flows.infer.guides.latents import event_dim_of
 
 # A latent's site in a trace, typed by Pyro in part.
 Site = Any
@@ -175,7 +176,7 @@ def layout_of(
 
 
 def _local_site(name: str, site: Site, shape: torch.Size, members: set[int]) -> LocalSite:
-    event_dim = site["fn"].event_dim + len(shape) - site["value"].dim()
+    event_dim = event_dim_of(site, shape)
     batch = shape[: len(shape) - event_dim]
     sizes = {dim: batch[dim] for dim in range(-len(batch), 0) if dim not in members}
     own = tuple((dim, size) for dim, size in sizes.items() if size > 1)

@@ -13,6 +13,7 @@ from pyro_flows.flows import Recipe
 from pyro_flows.flows.coupling import alternating_masks
 from pyro_flows.infer.guides.assembly import Structure, assemble
 from pyro_flows.infer.guides.gaussian import Start
+from pyro_flows.infer.guides.hierarchy import LOG_SCALE_BOUND
 from pyro_flows.infer.guides.plates.encoders import Source
 from pyro_flows.infer.guides.plates.layout import Block, Layout
 from pyro_flows.infer.guides.plates.members import (
@@ -27,8 +28,6 @@ from pyro_flows.transforms import AffineCoupling, Elementwise, RationalQuadratic
 MemberRecipe = Callable[..., Flow]
 
 _COUPLINGS, _WIDTH = 4, 32
-# Far above what a scale in a hierarchy needs: it varies by a factor of exp(5) or so.
-_LOG_SCALE_BOUND = 10.0
 
 
 def member_flow(input_dim: int, *, context_dim: int) -> Flow:
@@ -52,7 +51,7 @@ def member_flow(input_dim: int, *, context_dim: int) -> Flow:
     moves_all: dict[str, Any] = {
         **of_context,
         "mask": [False] * input_dim,
-        "log_scale_bound": _LOG_SCALE_BOUND,
+        "log_scale_bound": LOG_SCALE_BOUND,
     }
     spline = RationalQuadraticSpline()
     return Flow(

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_flows.infer.guides.auto_flow import AutoFlow
 from pyro_flows.infer.guides.gaussian import Start
 from pyro_flows.infer.guides.hierarchy import Parents, prior_parents
+from pyro_flows.infer.guides.latents import places_of
 from pyro_flows.infer.guides.plates.encoders import Source
 from pyro_flows.infer.guides.plates.layout import Block, Layout
 from pyro_flows.infer.guides.plates.members import MemberStart, pooled
@@ -96,7 +97,7 @@ def find_starts(
     search = _Search(_Unscaled()(poutine.replay(model, trace=subsamples)), **options)
     search.initialise(*args, **kwargs)
     start = search.start
-    gaussian = _Gaussian(start, _indices(search), layout)
+    gaussian = _Gaussian(start, places_of(search._unconstrained_shapes), layout)
     of_blocks = []
     for block, source in zip(layout.blocks, sources, strict=True):
         found = gaussian.of_members(block)
@@ -108,15 +109,6 @@ def find_starts(
             found = _of_the_pool(found)
         of_blocks.append(found)
     return Starts(gaussian.of_globals(), tuple(of_blocks), search.parents, start.origin)
-
-
-def _indices(search: _Search) -> dict[str, Tensor]:
-    """Return for each latent the places of its coordinates in the search's vector."""
-    indices, position = {}, 0
-    for name, shape in search._unconstrained_shapes.items():
-        indices[name] = torch.arange(position, position + shape.numel()).reshape(shape)
-        position += shape.numel()
-    return indices
 
 
 class _Gaussian:
